@@ -1,0 +1,1 @@
+"""Stage one: videos in, caption shards with a provable manifest out."""

@@ -1,0 +1,1 @@
+"""The `hoc` command: parses, calls one run(config), prints."""

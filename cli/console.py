@@ -1,0 +1,187 @@
+"""The one place that prints: rich bars on a terminal, plain lines elsewhere, JSON for machines.
+
+Results go to standard output; progress and messages go to standard error, so that `--json` output
+can be piped whatever else is said.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from datasets_build.progress import Progress
+
+PLAIN_LINE_EVERY_S = 10.0  # our choice: readable in a batch job's log
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+class _RateColumn(ProgressColumn):
+    """Units a second since the stage began."""
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        rate = task.completed / elapsed if elapsed else 0.0
+        return Text(f"{rate:.1f} {task.fields['unit']}/s", style="cyan")
+
+
+class _FailureColumn(ProgressColumn):
+    """How many units failed, shown only when some did."""
+
+    def render(self, task: Task) -> Text:
+        num_failed = task.fields["num_failed"]
+        return Text(f"{num_failed} failed" if num_failed else "", style="red")
+
+
+class TerminalProgress:
+    """A rich progress bar: done, rate, time left, failures. One bar a stage, kept when it ends."""
+
+    def __init__(self) -> None:
+        self._bar = RichProgress(
+            SpinnerColumn(finished_text="[green]v[/]"),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            _FailureColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=err,
+        )
+        self._task: Any = None
+
+    def start(self, stage: str, total: int | None, *, unit: str = "samples") -> None:
+        """See Progress.start."""
+        self.finish()
+        self._bar.start()
+        self._task = self._bar.add_task(stage, total=total, unit=unit, num_failed=0, note="")
+
+    def advance(self, num_done: int = 1, *, num_failed: int = 0, note: str = "") -> None:
+        """See Progress.advance."""
+        if self._task is None:
+            return
+        fields = self._bar.tasks[-1].fields
+        changes = {"num_failed": fields["num_failed"] + num_failed, "note": note or fields["note"]}
+        self._bar.update(self._task, advance=num_done, **changes)
+
+    def message(self, text: str) -> None:
+        """See Progress.message."""
+        self._bar.console.print(text, markup=False)
+
+    def finish(self) -> None:
+        """See Progress.finish."""
+        if self._task is not None:
+            task = self._bar.tasks[-1]
+            if task.total is None:
+                self._bar.update(self._task, total=task.completed)
+            self._task = None
+        self._bar.stop()
+
+
+class PlainProgress:
+    """One line every so often, for logs and pipes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage = ""
+
+    def start(self, stage: str, total: int | None, *, unit: str = "samples") -> None:
+        """See Progress.start."""
+        self.finish()
+        self._stage, self._total, self._unit = stage, total, unit
+        self._done = self._failed = 0
+        self._note = ""
+        self._begun = self._last_line = self._clock()
+
+    def advance(self, num_done: int = 1, *, num_failed: int = 0, note: str = "") -> None:
+        """See Progress.advance."""
+        if not self._stage:
+            return
+        self._done += num_done
+        self._failed += num_failed
+        self._note = note or self._note
+        if self._clock() - self._last_line >= PLAIN_LINE_EVERY_S:
+            self._last_line = self._clock()
+            self._print_line()
+
+    def message(self, text: str) -> None:
+        """See Progress.message."""
+        err.print(text, markup=False)
+
+    def finish(self) -> None:
+        """See Progress.finish."""
+        if self._stage:
+            self._print_line()
+            self._stage = ""
+
+    def _print_line(self) -> None:
+        elapsed = max(self._clock() - self._begun, 1e-9)
+        rate = self._done / elapsed
+        line = f"{self._stage}: {self._done}"
+        if self._total is not None:
+            line += f"/{self._total}"
+        line += f" {self._unit}, {rate:.1f}/s, {elapsed:.0f} s"
+        if self._total and rate and self._done < self._total:
+            line += f", {(self._total - self._done) / rate:.0f} s left"
+        if self._failed:
+            line += f", {self._failed} failed"
+        if self._note:
+            line += f", {self._note}"
+        err.print(line, markup=False)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """The progress display that fits where standard error goes; closed even when a stage fails."""
+    display: Progress = TerminalProgress() if err.is_terminal else PlainProgress()
+    try:
+        yield display
+    finally:
+        display.finish()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; paths become text."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, numeric: int = 0
+) -> None:
+    """A table on standard output; the last `numeric` columns are right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, name in enumerate(columns):
+        is_number = index >= len(columns) - numeric
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out.print(table)
+
+
+def print_paths(paths: Mapping[str, Path]) -> None:
+    """Where the results lie, a line each."""
+    width = max(len(name) for name in paths)
+    for name, path in paths.items():
+        out.print(f"  {name:<{width}}  {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Skeletons, captions and protocol facts become one Arrow data set; imports no torch."""

@@ -1,0 +1,45 @@
+"""The plain progress lines: what a log file shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.console import PlainProgress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_plain_progress_prints_a_line_only_every_ten_seconds_and_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    progress = PlainProgress(clock)
+    progress.start("caption", 40, unit="clips")
+    for _ in range(20):
+        clock.now += 1.0
+        progress.advance(1, num_failed=int(clock.now == 3.0))
+    progress.finish()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "caption: 10/40 clips, 1.0/s, 10 s, 30 s left, 1 failed",
+        "caption: 20/40 clips, 1.0/s, 20 s, 20 s left, 1 failed",
+        "caption: 20/40 clips, 1.0/s, 20 s, 20 s left, 1 failed",
+    ]
+
+
+def test_a_new_stage_ends_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress(Clock())
+    progress.start("probe", 2)
+    progress.advance(2)
+    progress.start("plan", None)
+    progress.finish()
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "probe",
+        "plan",
+    ]

@@ -1,0 +1,1 @@
+"""Stage two: skeleton encoders and skeleton-language training."""
