@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,7 @@ def caption(
         typer.Option(help="Pixels a frame at most; default: what the model's processor says."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Caption length limit in tokens.")] = 64,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many videos.")] = None,
     reader: Annotated[str, typer.Option(help="Video reader: pyav or decord.")] = "pyav",
     batch_tokens: Annotated[
         int, typer.Option(help="Token budget a batch (vision + text + new tokens).")
@@ -42,6 +44,12 @@ def caption(
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     num_workers: Annotated[int, typer.Option(help="Decoding processes.")] = 2,
+    decode_timeout_s: Annotated[
+        float, typer.Option(help="Seconds a clip may take to decode before it is given up.")
+    ] = 120.0,
+    allow_truncated: Annotated[
+        bool, typer.Option(help="Caption files that end early from the frames they have.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Caption videos with Qwen3-VL: exact frames, planned batches, nothing lost.
@@ -71,16 +79,21 @@ def caption(
             "dtype": dtype,
             "device": device,
             "num_workers": num_workers,
+            "decode_timeout_s": decode_timeout_s,
+            "allow_truncated": allow_truncated,
+            "limit": limit,
         },
         source="the command line",
     )
     with console.progress() as progress:
         summary = run(config, progress)
     if json_output:
-        console.print_json(summary.as_json())
+        console.print_json(asdict(summary))
         return
     rows = [(status, count) for status, count in summary.counts.items()]
     console.print_table("Captions", ["status", "rows"], rows, numeric=1)
     for sample_id, status, reason in summary.failures:
         console.out.print(f"  {sample_id}: {status}: {reason}", markup=False)
-    console.print_paths(summary.paths)
+    console.print_paths(
+        {"captions": summary.folder, "index": summary.index, "manifest": summary.manifest}
+    )

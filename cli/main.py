@@ -1,4 +1,4 @@
-"""The `hoc` command: every subcommand in one table, and the one place where errors become sentences.
+"""The `hoc` command: every subcommand in one table; here errors become sentences.
 
 Exit codes: 0 done, 1 our failure (or the machine's, such as a full disk), 2 the user's mistake,
 130 stopped by Ctrl-C.
@@ -108,7 +108,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except KeyboardInterrupt:
             _fail(
-                "stopped by Ctrl-C. What was finished is kept; give the same command again to go on.",
+                "stopped by Ctrl-C. What was finished is kept; the same command again goes on.",
                 exit_code=130,
             )
         except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:

@@ -1,0 +1,68 @@
+"""`hoc train`: one run of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import console
+from cli.options import JsonOption, OutOption, SetOption
+
+
+def train(
+    data: Annotated[Path, typer.Option("--data", help="Folder that hoc build-dataset wrote.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or .toml path.")],
+    out: OutOption,
+    stream: Annotated[
+        str | None,
+        typer.Option(help="joint, bone, bone2, joint-motion, bone-motion or bone2-motion."),
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Split rule; see hoc protocols.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and draws.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    set_values: SetOption = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Train a recipe on a data set, for one stream and one seed.
+
+    Writes OUT/config.json, environment.json, metrics.jsonl and last/ (safetensors). A stopped run
+    goes on with the same command, to the same weights as if it had never stopped.
+    """
+    from training.config import load_recipe
+
+    config = load_recipe(
+        recipe,
+        set_values or [],
+        {
+            "out": out,
+            "data": {"dataset": data, "protocol": protocol, "stream": stream},
+            "loop": {"seed": seed, "epochs": epochs, "device": device},
+        },
+    )
+    if dry_run:
+        console.print_json(config.model_dump(mode="json"))
+        return
+
+    from training.train import run
+
+    with console.progress() as progress:
+        summary = run(config, progress)
+    if json_output:
+        console.print_json(asdict(summary))
+        return
+    rows = [
+        ("epochs", summary.epochs),
+        ("optimiser steps", summary.steps),
+        ("training samples", summary.num_samples),
+        ("trained parameters", f"{summary.num_parameters:,}"),
+        ("samples/s", f"{summary.samples_per_s:.1f}"),
+        *((name, f"{value:.4g}") for name, value in summary.metrics.items()),
+    ]
+    console.print_table(f"Trained {out}", ["what", "value"], rows, numeric=1)
+    console.print_paths({"run": summary.folder})
+    console.out.print(f"Next: hoc evaluate {out}", markup=False)

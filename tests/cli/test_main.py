@@ -1,0 +1,114 @@
+"""The command line as a person meets it: help, exit codes, sentences instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import main
+from cli.main import COMMANDS, app, guarded
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _hoc(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd or ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_that_explains_each_option(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "160"})
+    assert result.exit_code == 0
+    assert len(result.output) > 200
+
+
+def test_readme_commands_are_commands_with_those_options() -> None:
+    """Every `hoc ...` line in the README's code blocks names existing commands and options."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    calls = [line.split("#")[0].split() for line in lines if line.startswith("hoc ")]
+    assert calls
+    for call in calls:
+        command = call[1]
+        assert command in COMMANDS, call
+        output = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        for word in call[2:]:
+            if word.startswith("--"):
+                assert word.split("=")[0] in output, f"{command} has no {word}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("caption", "--videos", "no/such/folder"), "no/such/folder"),
+        (("build-dataset", "--skeletons", "no/such/folder"), "no/such/folder"),
+        (("train", "--data", "x", "--recipe", "dmo", "--out", "y"), "did you mean 'demo'"),
+        (("evaluate", "no/such/run"), "no/such/run"),
+        (("describe", "no/such/run", "--all"), "no/such/run"),
+        (("ensemble", "no/such/run"), "no/such/run"),
+        (("verify", "no/such/folder"), "no/such/folder"),
+        (("recipes", "nothing"), "there is no recipe 'nothing'"),
+        (("protocols", "--names", "no/such/list"), "no/such/list"),
+        (("caption", "--no-such-option"), "No such option"),
+        (("captoin",), "No such command"),
+    ],
+)
+def test_a_users_mistake_is_a_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    done = _hoc(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in re.sub(r"\s+", " ", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing is written for a mistake"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    done = _hoc("verify", "no/such/folder", "--debug", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_version_tells_where_it_runs_from() -> None:
+    done = _hoc("--version")
+    assert done.returncode == 0
+    assert str(ROOT) in done.stdout
+
+
+def test_protocols_can_be_read_by_a_machine() -> None:
+    done = _hoc("protocols", "--json")
+    assert {entry["name"] for entry in json.loads(done.stdout)} >= {"ntu60-xsub", "nw-ucla"}
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "same command again"),
+        (ValueError("label 60 is too large"), 2, "label 60 is too large"),
+        (OSError(28, "No space left on device"), 1, "make room"),
+        (KeyError("joints"), 1, "fault of hoc"),
+    ],
+)
+def test_errors_become_sentences(
+    error: BaseException, exit_code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(main.typer.Exit) as caught:
+        guarded(command)()
+    assert caught.value.exit_code == exit_code
+    assert said in re.sub(r"\s+", " ", capsys.readouterr().err)
