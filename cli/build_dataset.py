@@ -44,6 +44,9 @@ def build_dataset(
         bool,
         typer.Option(help="Keep the time gap of a body that leaves and comes back (not CTR-GCN)."),
     ] = False,
+    missing_list: Annotated[
+        bool, typer.Option(help="Leave out what NTU's official list says is missing or faulty.")
+    ] = True,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a CPU.")] = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -70,6 +73,7 @@ def build_dataset(
             "allow": tuple(allow or ()),
             "keep_uncaptioned": keep_uncaptioned,
             "accept_truncated": accept_truncated,
+            "use_missing_list": missing_list,
             "bodies": {"keep_gaps": keep_gaps},
             "workers": workers,
         },

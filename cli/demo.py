@@ -63,7 +63,7 @@ def demo(
         (
             "build-dataset",
             "hoc build-dataset --skeletons {out}/skeletons --captions {out}/captions "
-            "--classes present --out {out}/data",
+            "--classes present --no-missing-list --out {out}/data",
             _build,
         ),
         (
@@ -179,6 +179,7 @@ def _build(demo: _Demo) -> str:
             name="demo",
             format="ntu",
             classes="present",
+            use_missing_list=False,  # it lists real recordings, whose names the made-up ones share
             workers=demo.workers,
         ),
         demo.progress,

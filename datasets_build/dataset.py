@@ -1,0 +1,162 @@
+"""A built data set as the rest of the project sees it: its record in memory, tables one by one.
+
+Letters: M bodies, T frames, V joints, C coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from datasets_build import schema
+from datasets_build.bodies import SecondBody
+from datasets_build.build import DATASET_FILE, MADE_BY
+from datasets_build.join import ClassEntry
+from datasets_build.joints import Skeleton, skeleton_named
+from datasets_build.manifest import read_json
+from datasets_build.protocols import Protocol
+from datasets_build.shards import ShardInfo, check_shards, iterate_shards
+
+_SecondBodyOption = Literal["original", "zeros", "copy"]
+
+
+@dataclass(frozen=True)
+class SkeletonDataset:
+    """An opened data set; nothing but dataset.json has been read.
+
+    Attributes:
+        folder: where it lies.
+        name: its name.
+        format: the family of its samples, "ntu" or "nw-ucla" (Protocol.dataset).
+        skeleton: its joint layout.
+        classes: in label order.
+        num_rows: samples in it.
+        num_captions: captions in it.
+        second_body: the recorded option; see `second_body_for`.
+        fingerprint: identifies its content.
+        shards: its part files.
+    """
+
+    folder: Path
+    name: str
+    format: str
+    skeleton: Skeleton
+    classes: tuple[ClassEntry, ...]
+    num_rows: int
+    num_captions: int
+    second_body: _SecondBodyOption
+    fingerprint: str
+    shards: tuple[ShardInfo, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 .. num_classes - 1."""
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names in label order."""
+        return [entry.name for entry in self.classes]
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The parts one after the other, in order of sample_id."""
+        return iterate_shards(self.folder, self.shards, columns=columns)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the part files on disk, a sentence each; reads them all."""
+        return check_shards(self.folder, self.shards)
+
+    def second_body_for(self, protocol: Protocol | None) -> SecondBody:
+        """What stands for an unseen second body.
+
+        The option "original" is CTR-GCN's habit: a copy of the first in the 120-class protocols,
+        else zeros.
+        """
+        if self.second_body != "original":
+            return self.second_body
+        return "copy" if protocol is not None and protocol.num_classes == 120 else "zeros"
+
+    def check_protocol(self, protocol: Protocol) -> None:
+        """Refuse a protocol that is made for other samples.
+
+        Raises:
+            ValueError: it is.
+        """
+        if protocol.dataset != self.format:
+            raise ValueError(
+                f"protocol {protocol.name} is for {protocol.dataset} samples, but {self.folder} "
+                f"holds {self.format} samples"
+            )
+
+
+def open_dataset(folder: Path) -> SkeletonDataset:
+    """Open what `hoc build-dataset` wrote.
+
+    Raises:
+        FileNotFoundError: no dataset.json there: not a data set, or its build has not finished.
+        ValueError: dataset.json is of another version or not one of ours.
+    """
+    path = Path(folder) / DATASET_FILE
+    record = read_json(path, made_by=MADE_BY)
+    try:
+        version = record["schema_version"]
+        if version != schema.SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {version}, this program reads "
+                f"{schema.SCHEMA_VERSION}; build it anew with `{MADE_BY}`"
+            )
+        second_body = record["options"]["bodies"]["second_body"]
+        if second_body not in get_args(_SecondBodyOption):
+            raise KeyError(f"second_body {second_body!r}")
+        return SkeletonDataset(
+            folder=Path(folder),
+            name=record["name"],
+            format=record["format"],
+            skeleton=skeleton_named(record["skeleton"]),
+            classes=tuple(ClassEntry(**entry) for entry in record["classes"]),
+            num_rows=record["counts"]["num_rows"],
+            num_captions=record["counts"]["num_captions"],
+            second_body=second_body,
+            fingerprint=record["fingerprint"],
+            shards=tuple(ShardInfo(**entry) for entry in record["shards"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a data set record ({error!r}); write it anew with `{MADE_BY}`"
+        ) from error
+
+
+def joints_of(row: Mapping[str, Any], skeleton: Skeleton) -> np.ndarray:
+    """The joints of one row, (M, T, V, C) float32; a row of pyarrow, datasets or pandas will do."""
+    flat = np.asarray(row[schema.JOINTS], dtype=np.float32)
+    shape = (
+        row[schema.NUM_BODIES],
+        row[schema.NUM_FRAMES],
+        skeleton.num_joints,
+        skeleton.joint_dims,
+    )
+    return flat.reshape(shape)
+
+
+def joints_of_table(table: pa.Table, skeleton: Skeleton) -> list[np.ndarray]:
+    """The joints of every row of a table, each (M, T, V, C) float32.
+
+    The arrays are read-only views of the table's memory: nothing is copied and no Python list made.
+    """
+    clips: list[np.ndarray] = []
+    bodies = table[schema.NUM_BODIES].to_pylist()
+    frames = table[schema.NUM_FRAMES].to_pylist()
+    for chunk in table[schema.JOINTS].chunks:
+        values = chunk.values.to_numpy(zero_copy_only=True)
+        offsets = chunk.offsets.to_numpy()
+        for start, end in pairwise(offsets):
+            at = len(clips)
+            shape = (bodies[at], frames[at], skeleton.num_joints, skeleton.joint_dims)
+            clips.append(values[start:end].reshape(shape))
+    return clips
