@@ -13,6 +13,7 @@ import pytest
 
 from datasets_build import synthetic_skeleton
 from datasets_build.joints import NTU_25
+from datasets_build.ntu import read_skeleton
 from datasets_build.synthetic import (
     ACTIONS,
     Performance,
@@ -80,7 +81,7 @@ def test_captions_name_their_action_side_and_count():
             assert side_of_caption(text) == clip.side, text
             counted = ACTIONS[action_id].max_repetitions is not None
             assert repetitions_of_caption(text) == (clip.repetitions if counted else None), text
-            assert text.endswith((f", {clip.speed}." if clip.speed else "."))
+            assert text.endswith(f", {clip.speed}." if clip.speed else ".")
 
 
 def test_captions_follow_the_paper_style():
@@ -99,14 +100,14 @@ def test_sides_and_actions_are_not_read_from_other_words():
 
 
 def test_sides_speeds_and_directions_are_all_drawn_about_equally_often():
-    clips = [perform(np.random.default_rng(k), action_id=31) for k in range(200)]
+    clips = [perform(np.random.default_rng(k), action_id=31) for k in range(150)]
     for values in (
         [clip.side for clip in clips],
         [clip.speed for clip in clips],
         [clip.direction for clip in clips],
     ):
         counts = [values.count(value) for value in set(values)]
-        assert min(counts) > 0.6 * len(clips) / len(counts)
+        assert min(counts) > 0.55 * len(clips) / len(counts)
 
 
 # ---- motion ----
@@ -126,7 +127,8 @@ def test_bodies_have_rigid_bones_and_stay_on_the_floor_and_in_the_picture(action
             assert np.ptp(length, axis=1).max() < 2e-3, NTU_25.joints[joint]
         assert world(clip)[..., 1].min() > 0.0
         pixels = colour_pixels(bodies, width=1, height=1)
-        assert (pixels > 0).all() and (pixels < 1).all()
+        assert (pixels > 0).all()
+        assert (pixels < 1).all()
         tallest = np.ptp(pixels[..., 1], axis=2).max()
         assert tallest > 0.4
 
@@ -154,8 +156,8 @@ def test_the_named_hand_waves_above_its_shoulder_as_often_as_said():
         reach = (joints[:, HAND[clip.side]] - joints[:, HAND[clip.side] - 2]) @ right
         is_up = joints[:, HAND[clip.side], 1] > joints[:, SHOULDER[clip.side], 1] + 0.1
         outward = (reach if clip.side == "right" else -reach)[is_up]
-        middle = 0.5 * (outward.max() + outward.min())
-        assert num_peaks(outward - middle, -0.06, 0.06) == clip.repetitions
+        middle = 0.5 * (outward.max() + outward.min())  # it starts outside: count the ways in
+        assert num_peaks(middle - outward, -0.06, 0.06) == clip.repetitions
 
 
 def test_the_named_foot_kicks_in_the_named_direction():
@@ -164,7 +166,8 @@ def test_the_named_foot_kicks_in_the_named_direction():
         foot = joints[:, ANKLE[clip.side]]
         rise = foot[:, 1] - foot[0, 1]
         other = joints[:, ANKLE[OTHER[clip.side]], 1]
-        assert rise.max() > 0.25 and np.ptp(other) < 0.05
+        assert rise.max() > 0.25
+        assert np.ptp(other) < 0.05
         right, _, forward = (foot[np.argmax(rise)] - foot[0]) @ person_axes(joints[0].copy()).T
         outward = right if clip.side == "right" else -right
         named = {"forward": forward, "sideways": outward}
@@ -207,22 +210,25 @@ def test_sitting_down_lowers_the_hips_and_standing_up_raises_them():
         for clip in clips_of(action_id):
             hips = world(clip)[0][:, 0, 1]
             assert sign * (hips[-1] - hips[0]) > 0.25
-            assert clip.seat is not None and abs(min(hips) - clip.seat[2]) < 0.15
+            assert clip.seat is not None
+            assert abs(min(hips) - clip.seat[2]) < 0.15
 
 
 def test_people_who_hug_put_their_hands_behind_each_other_and_walkers_do_not():
     for action_id in (55, 59):
         for clip in clips_of(action_id):
             end = world(clip)[:, -1]
-            way = end[1, 20] - end[0, 20]
-            distance = np.linalg.norm(way[[0, 2]])
+            way = (end[1, 20] - end[0, 20]) * [1.0, 0.0, 1.0]
+            distance = np.linalg.norm(way)
             start = world(clip)[:, 0, 20]
             assert np.linalg.norm((start[1] - start[0])[[0, 2]]) > distance + 0.8
             reach = [(end[0, hand] - end[0, 20]) @ way / distance for hand in (7, 11)]
             if action_id == 55:
-                assert min(reach) > 0.8 * distance and distance < 0.4
+                assert min(reach) > 0.8 * distance
+                assert distance < 0.4
             else:
-                assert max(reach) < 0.5 * distance and distance > 0.4
+                assert max(reach) < 0.5 * distance
+                assert distance > 0.4
 
 
 def test_slow_clips_of_a_subject_take_longer_than_quick_ones():
@@ -296,7 +302,8 @@ def test_a_frame_does_not_depend_on_the_frames_drawn_with_it():
         alone = np.concatenate(
             [render(clip, [i], width=96, height=64) for i in range(0, clip.num_frames, 5)]
         )
-        assert together.dtype == np.uint8 and together.shape[1:] == (64, 96, 3)
+        assert together.dtype == np.uint8
+        assert together.shape[1:] == (64, 96, 3)
         np.testing.assert_array_equal(together, alone)
         assert len(np.unique(together, axis=0)) > 5
 
@@ -351,6 +358,18 @@ def test_skeleton_files_have_the_fields_of_ntu():
     np.testing.assert_allclose(np.delete(size, leaves, axis=-1), 1.0, atol=1e-5)
 
 
+def test_the_ntu_reader_reads_our_files():
+    clip = clips_of(59, 1)[0]
+    text = skeleton_text(clip, np.random.default_rng(0), width=480, height=270)
+    recording = read_skeleton(text.encode("ascii"))
+    assert recording.num_frames == clip.num_frames
+    joints, state = observe(clip, np.random.default_rng(0))
+    assert len(recording.bodies) == 2
+    for track, seen, states in zip(recording.bodies, joints, state, strict=True):
+        np.testing.assert_allclose(track.joints, seen, rtol=1e-6)
+        np.testing.assert_array_equal(track.tracking, states)
+
+
 def test_noise_is_a_few_millimetres_and_larger_where_joints_are_inferred():
     errors: dict[int, list[np.ndarray]] = {1: [], 2: []}
     for k, clip in enumerate(clips_of(23, 12)):
@@ -370,7 +389,7 @@ def test_bone_orientations_agree_with_a_real_file():
     numbers, _ = parse(path.read_bytes().decode())
     ours = synthetic_skeleton._orientations(numbers[..., :3].transpose(1, 0, 2, 3))[0]
     theirs = numbers[:, 0, :, 7:11]
-    for joint in (0, 1, 2, 4, 20):  # the trunk, where Kinect's reference axis is plain
+    for joint in (0, 1, 2, 4, 8, 12, 13, 16, 17, 20):  # where Kinect's reference axis is plain
         cosine = np.abs(np.einsum("tc,tc->t", ours[:, joint], theirs[:, joint]))
         assert np.median(cosine) > 0.95, NTU_25.joints[joint]
     # Where one quaternion is zero, so is the other.
@@ -381,14 +400,14 @@ def test_bone_orientations_agree_with_a_real_file():
 
 # ---- the set on disk ----
 
-SMALL = {"num_subjects": 3, "width": 96, "height": 54, "action_ids": (31, 59)}
+SMALL = {"num_subjects": 3, "width": 96, "height": 54, "action_ids": (59,)}
 
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("set") / "demo"
     summary = write_demo_set(folder, workers=1, **SMALL)
-    assert (summary.num_clips, summary.num_written) == (18, 18)
+    assert (summary.num_clips, summary.num_written) == (9, 9)
     return folder
 
 
@@ -404,7 +423,7 @@ def test_set_has_videos_skeletons_and_truth_that_agree(small_set):
     rows = [json.loads(line) for line in (small_set / "truth.jsonl").read_text().splitlines()]
     ids = [
         f"S{1 + (p - 1) % 4:03d}C{c:03d}P{p:03d}R001A{a:03d}"
-        for p, a, c in itertools.product((1, 2, 3), (31, 59), (1, 2, 3))
+        for p, a, c in itertools.product((1, 2, 3), (59,), (1, 2, 3))
     ]
     assert [row["sample_id"] for row in rows] == sorted(ids)
     for row in rows:
@@ -417,7 +436,7 @@ def test_set_has_videos_skeletons_and_truth_that_agree(small_set):
         assert numbers.shape[:2] == (row["num_frames"], row["num_people"])
         assert action_of_caption(row["caption"]) == row["action_id"]
     by_take = {(r["sample_id"][8:], r["caption"]) for r in rows}
-    assert len(by_take) == 6
+    assert len(by_take) == 3
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(small_set, tmp_path):
@@ -427,9 +446,9 @@ def test_bytes_do_not_depend_on_the_number_of_workers(small_set, tmp_path):
 
 def test_rerun_makes_only_what_is_missing_and_makes_it_the_same(small_set):
     before = contents(small_set)
-    (small_set / "videos" / "S001C002P001R001A031_rgb.avi").unlink()
+    (small_set / "videos" / "S001C002P001R001A059_rgb.avi").unlink()
     summary = write_demo_set(small_set, workers=1, **SMALL)
-    assert (summary.num_clips, summary.num_written) == (18, 1)
+    assert (summary.num_clips, summary.num_written) == (9, 1)
     assert contents(small_set) == before
 
 
@@ -442,6 +461,6 @@ def test_another_request_is_refused_and_named(small_set, tmp_path):
 
 
 def test_bad_sizes_are_refused_together_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="num_subjects is 2.*97x54.*action_ids \\[5\\]"):
+    with pytest.raises(ValueError, match=r"num_subjects is 2.*97x54.*action_ids \[5\]"):
         write_demo_set(tmp_path / "x", num_subjects=2, width=97, height=54, action_ids=(5,))
     assert not (tmp_path / "x").exists()
