@@ -1,0 +1,1 @@
+"""The engines that turn planned batches of frames into text."""

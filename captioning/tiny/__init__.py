@@ -1,0 +1,1 @@
+"""The embedded tiny Qwen3-VL: its data stream, training script and weights."""

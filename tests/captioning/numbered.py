@@ -1,0 +1,163 @@
+"""Videos whose pixels tell which frame of which clip they are, and an engine that reads them.
+
+Run as a program it captions a folder with that engine and kills itself at a given disk flush:
+    python numbered.py VIDEOS OUT KILL_AT
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from captioning.config import CaptionConfig
+from captioning.engines.interface import EngineClip, EngineFacts, Generated
+from captioning.prompt_files import Prompt
+from captioning.run import run
+from datasets_build.progress import SilentProgress
+
+BITS = 8
+HEIGHT, WIDTH = 64, 96  # of the test videos
+
+
+def numbered_frame(frame: int, clip: int, height: int, width: int) -> NDArray[np.uint8]:
+    """RGB (H, W, 3): the frame's number as black and white bars above, the clip's below."""
+    rows = np.array(
+        [[(number >> bit) & 1 for bit in range(BITS)] for number in (frame, clip)], dtype=np.uint8
+    )
+    y = np.arange(height) * 2 // height
+    x = np.arange(width) * BITS // width
+    return np.repeat((16 + 224 * rows[y][:, x])[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def read_numbers(picture: NDArray[np.uint8]) -> tuple[int, int]:
+    """(frame, clip) of a picture (C, H, W), at any size."""
+    grey = picture.astype(float).mean(axis=0)  # (H, W)
+    height, width = grey.shape
+    columns = ((np.arange(BITS) + 0.5) * width / BITS).astype(int)
+    bits = [
+        [grey[row, column] > 128 for column in columns] for row in (height // 4, height * 3 // 4)
+    ]
+    frame, clip = (sum(int(bit) << place for place, bit in enumerate(row)) for row in bits)
+    return frame, clip
+
+
+def write_video(
+    path: Path,
+    num_frames: int,
+    *,
+    clip: int = 0,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+) -> Path:
+    """Encode numbered frames at 25 fps; the container follows from the extension."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(25), options=options or {})
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(num_frames):
+            picture = numbered_frame(number, clip, height, width)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+class ReadingEngine:
+    """Answers "clip 3 frames 0 5 9 to global" from the pixels alone; needs no model.
+
+    Args:
+        on_plan: called once when the first clip is planned, which is after the probe.
+        on_batch: called with each batch; may raise, or return answers to give instead.
+    """
+
+    def __init__(
+        self,
+        on_plan: Callable[[], None] | None = None,
+        on_batch: Callable[[Sequence[EngineClip]], list[Generated] | None] | None = None,
+    ) -> None:
+        self.on_plan = on_plan
+        self.on_batch = on_batch
+        self.num_batches = 0
+
+    def facts(self) -> EngineFacts:
+        return EngineFacts("reading", "1", 32, 16 * HEIGHT * WIDTH, {"id": "reading"})
+
+    def count_prompt_tokens(
+        self, prompt: Prompt, frame_indices: Sequence[int], *, fps: float, height: int, width: int
+    ) -> int:
+        if self.on_plan is not None:
+            self.on_plan()
+            self.on_plan = None
+        # Clips of different lengths cost different tokens, so that ids and batches do not align.
+        return 50 + frame_indices[-1] + len(prompt.prompt_id)
+
+    def load(self) -> None:
+        pass
+
+    def generate(self, clips: Sequence[EngineClip], prompts: Sequence[Prompt]) -> list[Generated]:
+        self.num_batches += 1
+        instead = self.on_batch(clips) if self.on_batch is not None else None
+        if instead is not None:
+            return instead
+        # In reverse, because `run` must not rely on the order.
+        return [self.answer(clip, prompt) for prompt in prompts for clip in reversed(clips)]
+
+    def answer(self, clip: EngineClip, prompt: Prompt) -> Generated:
+        numbers = [read_numbers(frame) for frame in clip.frames]
+        (clip_number,) = {number for _, number in numbers}
+        frames = " ".join(str(frame) for frame, _ in numbers)
+        return Generated(
+            sample_id=clip.sample_id,
+            prompt_id=prompt.prompt_id,
+            text=f" clip {clip_number} frames {frames} to {prompt.prompt_id}\n",
+            num_prompt_tokens=50 + clip.frame_indices[-1] + len(prompt.prompt_id),
+            num_generated_tokens=9,
+            finish_reason="stop",
+            mean_logprob=-0.25,
+        )
+
+    def hardware(self) -> dict[str, Any]:
+        return {"device": "none"}
+
+
+def config_for(videos: Path, out: Path, **changes: Any) -> CaptionConfig:
+    """Small batches and shards, so that a few clips make several of each."""
+    values = {
+        "num_frames": 4,
+        "max_new_tokens": 10,
+        "batch_tokens": 250,
+        "rows_per_shard": 5,
+        "num_workers": 1,
+        "decode_timeout_s": 60.0,
+    }
+    return CaptionConfig(videos=(str(videos),), out=out, **{**values, **changes})
+
+
+def main(videos: str, out: str, kill_at: int) -> None:
+    flush = os.fsync
+    num_flushes = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal num_flushes
+        num_flushes += 1
+        if num_flushes == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(descriptor)
+
+    os.fsync = fsync
+    run(config_for(Path(videos), Path(out)), SilentProgress(), engine=ReadingEngine())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from operator import mul
+
+import numpy as np
+import pytest
+
+from captioning.decode_pool import DecodePool
+
+
+def process_of_worker() -> partial[int]:
+    return partial(os.getpid)
+
+
+def test_outcomes_come_by_ticket_in_any_order() -> None:
+    with DecodePool(2, timeout_s=30) as pool:
+        tickets = [pool.submit(partial(mul, number, 2)) for number in range(20)]
+        assert [pool.take(ticket).value for ticket in reversed(tickets)] == list(range(38, -2, -2))
+
+
+def test_a_hanging_call_is_killed_at_its_deadline_and_the_others_are_answered() -> None:
+    with DecodePool(1, timeout_s=1.0) as pool:
+        assert pool.take(pool.submit(partial(int, "1"))).value == 1  # the worker is up
+        started = time.monotonic()
+        hanging, after = pool.submit(partial(time.sleep, 600)), pool.submit(partial(int, "2"))
+        outcome = pool.take(hanging)
+        assert outcome.timed_out
+        assert outcome.problem == "decoding took longer than 1 s and was stopped"
+        assert 1.0 <= time.monotonic() - started < 10.0
+        assert pool.take(after).value == 2
+
+
+def test_a_call_that_cannot_be_interrupted_is_killed_too() -> None:
+    # SIGSTOP: the process answers to nothing any more, like a decoder stuck inside C.
+    with DecodePool(1, timeout_s=1.0) as pool:
+        own = pool.take(pool.submit(process_of_worker())).value
+        assert pool.take(pool.submit(partial(os.kill, own, signal.SIGSTOP))).timed_out
+        with pytest.raises(ProcessLookupError):
+            os.kill(own, 0)
+
+
+def test_a_crash_ends_one_call_and_says_how() -> None:
+    with DecodePool(1, timeout_s=30) as pool:
+        own = pool.take(pool.submit(process_of_worker())).value
+        crash = pool.submit(partial(os.kill, own, signal.SIGSEGV))
+        after = pool.submit(process_of_worker())
+        assert pool.take(crash).problem == "the decoding process died (signal 11)"
+        assert pool.take(after).value != own
+
+
+def test_an_exception_is_the_problem_of_its_call() -> None:
+    with DecodePool(1, timeout_s=30) as pool:
+        outcome = pool.take(pool.submit(partial(int, "x")))
+        assert outcome.problem == "ValueError: invalid literal for int() with base 10: 'x'"
+        assert not outcome.timed_out
+
+
+def test_arrays_come_back_whole() -> None:
+    with DecodePool(1, timeout_s=30) as pool:
+        array = pool.take(pool.submit(partial(np.full, (16, 3, 160, 288), 7, np.uint8))).value
+        assert array.shape == (16, 3, 160, 288)
+        assert (array == 7).all()
+
+
+def test_no_worker_outlives_the_pool() -> None:
+    with DecodePool(2, timeout_s=30) as pool:
+        own = pool.take(pool.submit(process_of_worker())).value
+        pool.submit(partial(time.sleep, 600))
+    with pytest.raises(ProcessLookupError):
+        os.kill(own, 0)
+
+
+def test_workers_that_do_not_start_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with (
+        DecodePool(1, timeout_s=30) as pool,
+        pytest.raises(RuntimeError, match="ended with code 1 while it started"),
+    ):
+        pool.take(pool.submit(partial(int, "1")))

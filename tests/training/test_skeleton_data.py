@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from datasets_build import schema
+from datasets_build.bodies import centred
+from datasets_build.dataset import joints_of, open_dataset
+from datasets_build.joints import NTU_25
+from datasets_build.protocols import protocol_named
+from training.config import DataConfig
+from training.skeleton_data import SkeletonStore, load_split, one_clip, training_problems
+from training.streams import apply_stream
+from training.transforms import NTU_DRAWS, ntu_view, sample_draws, sample_key
+
+CPU = torch.device("cpu")
+XSUB = protocol_named("ntu60-xsub")
+
+
+def load(folder: Path, split: Any = "train", **changes: Any) -> SkeletonStore:
+    keywords = {k: changes.pop(k) for k in ("with_captions", "prompt_ids") if k in changes}
+    config = DataConfig(dataset=folder, protocol="ntu60-xsub", num_frames=16, **changes)
+    return load_split(open_dataset(folder), XSUB, split, config, device=CPU, **keywords)
+
+
+def words(texts: list[str], max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tokenizer that gives every text its number and one token a word."""
+    tokens = torch.zeros(len(texts), max_tokens, dtype=torch.long)
+    mask = torch.zeros(len(texts), max_tokens, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        tokens[i, : len(text.split())] = i
+        mask[i, : len(text.split())] = True
+    return tokens, mask
+
+
+def test_splits_follow_the_protocol_and_share_no_sample(dataset_folder: Path) -> None:
+    train, test = load(dataset_folder), load(dataset_folder, "test")
+    assert len(train) == 24
+    assert len(test) == 12
+    assert not set(train.sample_ids) & set(test.sample_ids)
+    assert all("P003" in name for name in test.sample_ids)
+
+
+def test_a_batch_equals_the_transforms_of_each_clip_alone(dataset_folder: Path) -> None:
+    store = load(dataset_folder, stream="bone-motion")
+    picks = store.shuffled(5, 2).part(3, 10)
+    batch = store.batch(picks, seed=5, epoch=2, training=True)
+    rows = {
+        row[schema.SAMPLE_ID]: row
+        for table in open_dataset(dataset_folder).tables()
+        for row in table.to_pylist()
+    }
+    for i, at in enumerate(picks.index):
+        row = rows[store.sample_ids[at]]
+        joints = centred(joints_of(row, NTU_25))  # (M, T, V, C)
+        x = torch.zeros(1, 2, *joints.shape[1:])
+        x[0, : len(joints)] = torch.from_numpy(joints)
+        key = torch.tensor([sample_key(row[schema.SAMPLE_ID])])
+        draws = sample_draws(5, 2, key, NTU_DRAWS)
+        length = torch.tensor([joints.shape[1]])
+        x = ntu_view(x, length, num_frames=16, training=True, draws=draws)
+        x = apply_stream(x, NTU_25, "bone-motion")
+        torch.testing.assert_close(batch.x[i], x[0])
+        assert batch.label[i] == row[schema.LABEL]
+
+
+def test_the_memory_mapped_store_gives_the_same_batches(dataset_folder: Path) -> None:
+    resident, mapped = load(dataset_folder), load(dataset_folder, resident_gib=0)
+    assert resident.is_resident
+    assert not mapped.is_resident
+    for store_epoch in (0, 1):
+        left = resident.batch(
+            resident.shuffled(0, store_epoch).part(0, 9), epoch=store_epoch, training=True
+        )
+        right = mapped.batch(
+            mapped.shuffled(0, store_epoch).part(0, 9), epoch=store_epoch, training=True
+        )
+        assert torch.equal(left.x, right.x)
+        assert torch.equal(left.label, right.label)
+
+
+def test_order_depends_on_seed_and_epoch_alone(dataset_folder: Path) -> None:
+    store = load(dataset_folder)
+    first = store.shuffled(0, 3).index
+    store.shuffled(0, 4)
+    assert np.array_equal(first, store.shuffled(0, 3).index)
+    assert sorted(first) == list(range(24))
+    assert not np.array_equal(first, store.shuffled(0, 4).index)
+    assert not np.array_equal(first, store.shuffled(1, 3).index)
+
+
+def test_repeated_samples_get_other_draws_in_each_pass(dataset_folder: Path) -> None:
+    store = load(dataset_folder, repeat=3)
+    picks = store.shuffled(0, 0)
+    assert len(picks) == store.num_picks == 72
+    first = np.flatnonzero(picks.index == 0)
+    assert len(first) == 3
+    x = store.batch(picks, training=True).x[torch.from_numpy(first)]
+    assert not torch.equal(x[0], x[1])
+    assert not torch.equal(x[1], x[2])
+
+
+def test_augmentation_moves_on_with_the_epoch_and_stands_still_in_tests(
+    dataset_folder: Path,
+) -> None:
+    store = load(dataset_folder)
+    picks = store.in_order()
+    epochs = [store.batch(picks, epoch=e, training=True).x for e in (0, 1)]
+    assert not torch.equal(*epochs)
+    tests = [store.batch(picks, epoch=e, training=False).x for e in (0, 1)]
+    assert torch.equal(*tests)
+
+
+def test_the_unseen_body_is_zero_or_a_copy(dataset_folder: Path) -> None:
+    joints = np.random.default_rng(0).normal(size=(1, 20, 25, 3)).astype(np.float32)
+    config = DataConfig(dataset=dataset_folder, protocol="ntu60-xsub", num_frames=16)
+    for policy in ("zeros", "copy"):
+        store = one_clip(
+            joints, name="a", skeleton=NTU_25, config=config, second_body=policy, device=CPU
+        )
+        x = store.batch(store.in_order(), training=False).x
+        expected = x[:, 0] if policy == "copy" else torch.zeros_like(x[:, 0])
+        assert torch.equal(x[:, 1], expected)
+        assert x[:, 0].abs().sum() > 0
+
+
+def test_captions_are_drawn_anew_each_epoch_and_trimmed_to_the_batch(dataset_folder: Path) -> None:
+    store = load(dataset_folder, with_captions=True)
+    store.tokenise(words, 40)
+    chosen = []
+    for epoch in range(4):
+        picks = store.shuffled(0, epoch)
+        batch = store.batch(picks, epoch=epoch, training=True)
+        assert batch.tokens is not None
+        assert batch.token_mask is not None
+        longest = max(len(text.split()) for texts in store.texts or [] for text in texts)
+        assert batch.tokens.shape[1] == longest
+        for i, at in enumerate(picks.index):
+            assert batch.tokens[i, 0] // 2 == at  # two captions a sample, numbered in order
+        chosen.append(batch.tokens[np.argsort(picks.index), 0] % 2)
+    assert not torch.equal(chosen[0], chosen[1])
+    again = store.batch(store.shuffled(0, 0), epoch=0, training=True)
+    assert again.tokens is not None
+    assert torch.equal(again.tokens[np.argsort(store.shuffled(0, 0).index), 0] % 2, chosen[0])
+
+
+def test_only_captions_of_the_chosen_prompts_are_read(dataset_folder: Path) -> None:
+    store = load(dataset_folder, with_captions=True, prompt_ids=("p1",))
+    assert store.texts is not None
+    assert all(len(texts) == 1 and texts[0].endswith("again.") for texts in store.texts)
+
+
+def test_captions_of_test_samples_are_never_read(dataset_folder: Path) -> None:
+    with pytest.raises(AssertionError, match="captions of test samples"):
+        load(dataset_folder, "test", with_captions=True)
+    assert load(dataset_folder, "test").texts is None
+    train = load(dataset_folder, with_captions=True)
+    assert "POISON" not in " ".join(text for texts in train.texts or [] for text in texts)
+
+
+def test_joints_that_are_no_numbers_are_named(
+    make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    def spoil(row: dict[str, Any]) -> None:
+        if row[schema.SAMPLE_ID] == "S001C001P002R001A010":
+            row[schema.JOINTS][5] = np.nan
+
+    folder = make_dataset(tmp_path / "nan", change=spoil)
+    with pytest.raises(ValueError, match="S001C001P002R001A010"):
+        load(folder)
+
+
+def test_labels_out_of_range_and_empty_classes_are_found_before_training(
+    make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    def too_high(row: dict[str, Any]) -> None:
+        row[schema.LABEL] += 1
+
+    store = load(make_dataset(tmp_path / "labels", change=too_high))
+    (problem,) = training_problems(store, ["a", "b", "c"], allow_empty_classes=False)
+    assert "label 3" in problem
+    names = ["a", "b", "c", "d", "never seen"]
+    (problem,) = training_problems(store, names, allow_empty_classes=False)
+    assert "2 of 5 classes have no training sample (a, never seen)" in problem
+    assert not training_problems(store, names, allow_empty_classes=True)
+
+
+def test_missing_captions_are_found_before_training(
+    make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = load(make_dataset(tmp_path / "mute", captions="none"), with_captions=True)
+    (problem,) = training_problems(store, ["a", "b", "c"], allow_empty_classes=False)
+    assert "24 of 24 training samples have no caption" in problem
+
+
+def test_a_protocol_of_another_data_set_is_refused(dataset_folder: Path) -> None:
+    config = DataConfig(dataset=dataset_folder, protocol="nw-ucla")
+    with pytest.raises(ValueError, match="nw-ucla"):
+        load_split(
+            open_dataset(dataset_folder), protocol_named("nw-ucla"), "train", config, device=CPU
+        )
+
+
+def test_an_empty_split_is_refused(dataset_folder: Path) -> None:
+    config = DataConfig(dataset=dataset_folder, protocol="ntu60-xview")
+    xview = protocol_named("ntu60-xview")
+    with pytest.raises(ValueError, match="no train sample"):
+        load_split(open_dataset(dataset_folder), xview, "train", config, device=CPU)

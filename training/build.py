@@ -1,0 +1,216 @@
+"""From a recipe's names to models and methods, and from a run folder back to them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets_build.dataset import SkeletonDataset
+from datasets_build.joints import Skeleton, skeleton_named
+from datasets_build.manifest import read_json
+from training.checkpoint import MADE_BY
+from training.config import ModelConfig, TrainConfig
+from training.methods.classify import ClassifyMethod
+from training.methods.hocslm import HocSLMMethod
+from training.methods.method import Method
+from training.models.hglnet import HGLNet
+from training.models.language_model import FrozenLanguageModel
+from training.models.ssf import SSF
+
+MODELS: dict[str, type[nn.Module]] = {"hglnet": HGLNet}
+METHODS: dict[str, type[Method]] = {"classify": ClassifyMethod, "hocslm": HocSLMMethod}
+
+CONFIG_FILE = "config.json"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# given by build_model itself, not by model.switches
+_OWN_KEYWORDS = ("num_classes", "skeleton", "in_channels", "base_channels")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """config.json of a run folder: what was asked for, and the data it was trained on.
+
+    Attributes:
+        folder: the run folder.
+        config: the resolved recipe.
+        dataset_name: name of the data set.
+        dataset_fingerprint: identifies its content.
+        skeleton: its layout.
+        classes: its classes in label order, {label, action_id, name} each.
+    """
+
+    folder: Path
+    config: TrainConfig
+    dataset_name: str
+    dataset_fingerprint: str
+    skeleton: Skeleton
+    classes: list[dict[str, Any]]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names in label order."""
+        return [entry["name"] for entry in self.classes]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "settings": self.config.model_dump(mode="json"),
+            "dataset": {
+                "name": self.dataset_name,
+                "fingerprint": self.dataset_fingerprint,
+                "skeleton": self.skeleton.name,
+                "classes": self.classes,
+            },
+        }
+
+    def check_dataset(self, dataset: SkeletonDataset) -> None:
+        """Refuse a data set of another skeleton, other classes or another class order.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if dataset.skeleton.name != self.skeleton.name:
+            raise ValueError(
+                f"{self.folder} was trained on skeletons of layout {self.skeleton.name}, "
+                f"{dataset.folder} holds {dataset.skeleton.name}; give a data set of that layout"
+            )
+        theirs = class_entries(dataset)
+        if theirs != self.classes:
+            for ours, other in zip(self.classes, theirs, strict=False):
+                if ours != other:
+                    where = (
+                        f"label {ours['label']} is {ours['name']!r} (A{ours['action_id']:03d}) "
+                        f"there and {other['name']!r} (A{other['action_id']:03d}) here"
+                    )
+                    break
+            else:
+                where = f"there are {len(self.classes)} classes there and {len(theirs)} here"
+            raise ValueError(
+                f"{self.folder} was trained on other classes than {dataset.folder} has: {where}; "
+                "scores are joined by label, so both must have the same classes in the same order"
+            )
+
+
+def class_entries(dataset: SkeletonDataset) -> list[dict[str, Any]]:
+    """The classes of a data set as JSON values, in label order."""
+    return [
+        {"label": entry.label, "action_id": entry.action_id, "name": entry.name}
+        for entry in dataset.classes
+    ]
+
+
+def read_run(folder: Path) -> RunRecord:
+    """What a run folder says about itself.
+
+    Raises:
+        FileNotFoundError: it is no run folder.
+        ValueError: its config.json is not one of ours.
+    """
+    value = read_json(folder / CONFIG_FILE, made_by=MADE_BY)
+    try:
+        data = value["dataset"]
+        settings = {**value["settings"], "out": str(folder)}
+        return RunRecord(
+            folder=folder,
+            config=TrainConfig.model_validate(settings),
+            dataset_name=data["name"],
+            dataset_fingerprint=data["fingerprint"],
+            skeleton=skeleton_named(data["skeleton"]),
+            classes=data["classes"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / CONFIG_FILE} is not the record of a run of this version ({error}); train "
+            f"again with `{MADE_BY}`"
+        ) from error
+
+
+def build_model(config: ModelConfig, *, num_classes: int, skeleton: Skeleton) -> nn.Module:
+    """An encoder with its head, freshly initialised from torch's global generator.
+
+    Raises:
+        ValueError: no such model or switch; the message gives the nearest one.
+    """
+    if config.name not in MODELS:
+        near = difflib.get_close_matches(config.name, MODELS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"model.name {config.name!r} is not known; {hint}choose one of {', '.join(MODELS)}"
+        )
+    model = MODELS[config.name]
+    known = [name for name in inspect.signature(model).parameters if name not in _OWN_KEYWORDS]
+    for name in config.switches:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise ValueError(f"model.switches.{name}: {config.name} has no such switch; {hint}")
+    return model(
+        num_classes=num_classes,
+        skeleton=skeleton.name,
+        in_channels=skeleton.joint_dims,
+        base_channels=config.base_channels,
+        **config.switches,
+    )
+
+
+def build_method(
+    config: TrainConfig, *, num_classes: int, skeleton: Skeleton, device: torch.device
+) -> Method:
+    """The method of a recipe on a device, freshly initialised from torch's global generator.
+
+    Raises:
+        ValueError: a name or a combination in the recipe is not known.
+    """
+    encoder = build_model(config.model, num_classes=num_classes, skeleton=skeleton)
+    settings = config.method
+    if settings.name == "classify":
+        return ClassifyMethod(encoder, freeze=settings.freeze).to(device)
+    assert settings.language_model is not None, "the recipe was checked"
+    language_model = FrozenLanguageModel.load(
+        settings.language_model,
+        revision=settings.language_model_revision,
+        dtype=_DTYPES[settings.language_model_dtype],
+        device=device,
+    )
+    ssf = SSF(
+        encoder.num_features,  # type: ignore[arg-type]
+        language_model.width,
+        hidden=settings.hidden,
+        prompt_length=settings.prompt_length,
+    )
+    method = HocSLMMethod(
+        encoder,
+        ssf,
+        language_model,
+        lambda_gen=settings.lambda_gen,
+        lambda_cls=settings.lambda_cls,
+        freeze=settings.freeze,
+    )
+    return method.to(device)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        ValueError: it was asked for by name and is not there.
+    """
+    has = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        name = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
+    if not has[name]:
+        raise ValueError(
+            f"device {name!r} is not available to torch {torch.__version__} on this machine; use "
+            "device auto or cpu, or install a torch build for it (`hoc doctor` tells more)"
+        )
+    return torch.device(name)

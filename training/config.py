@@ -1,0 +1,370 @@
+"""What a training run, an evaluation, an ensemble and a description are told; imports no torch.
+
+A recipe is a TOML file of `training/recipes/` (or anywhere) read into a frozen `TrainConfig`.
+Numbers that are defaults here follow the parent recipe (protocols.md section 4: CTR-GCN) unless a
+comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from datasets_build.settings import Settings, read_toml, resolve
+
+RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
+
+Split = Literal["train", "test"]
+Part = Literal["encoder", "head", "ssf"]
+# The names of training.streams.STREAMS, which needs torch; a test compares them.
+Stream = Literal["joint", "bone", "bone2", "joint-motion", "bone-motion", "bone2-motion"]
+
+
+class DataConfig(Settings):
+    """Which samples a run sees and what is done to them.
+
+    Attributes:
+        dataset: folder that `hoc build-dataset` wrote.
+        protocol: name of the rule that splits it (datasets_build/protocols.py).
+        stream: which of the six inputs (training/streams.py).
+        num_frames: T, frames a clip is brought to.
+        view: whose cropping and augmentation: "ntu" (protocols.md section 3) or "ucla" (section 5).
+        repeat: times that each training sample is seen in an epoch, with other draws each time.
+        allow_empty_classes: train although a class of the data set has no training sample.
+        resident_gib: joints up to this size lie on the training device; larger sets are
+            memory-mapped.
+    """
+
+    dataset: Path
+    protocol: str
+    stream: Stream = "joint"
+    num_frames: int = Field(default=64, ge=2)
+    view: Literal["ntu", "ucla"] = "ntu"
+    repeat: int = Field(default=1, ge=1)
+    allow_empty_classes: bool = False
+    resident_gib: float = Field(default=8.0, ge=0)  # our choice: NTU120 is about 2 GiB
+
+
+class ModelConfig(Settings):
+    """The encoder: a name of training.build.MODELS and its constructor switches.
+
+    Attributes:
+        name: which architecture.
+        base_channels: width of the first blocks.
+        switches: any further keyword of that architecture's constructor.
+    """
+
+    name: str = "hglnet"
+    base_channels: int = Field(default=64, ge=4)
+    switches: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
+class MethodConfig(Settings):
+    """What is optimised: a name of training.build.METHODS and its weights.
+
+    The paper's strategies (Table 6) are settings of "hocslm": T1 and T2 are two runs chained by
+    `init_from`, told apart by `freeze` and the two weights; T3 starts from a classify run; T4 from
+    nothing.
+
+    Attributes:
+        name: "classify" (cross-entropy) or "hocslm" (cross-entropy and captions).
+        language_model: what training.models.language_model can load: "tiny", a folder, a hub id.
+        language_model_revision: the hub revision; None for the model's current one.
+        language_model_dtype: precision that the frozen weights are held in.
+        lambda_gen: weight of the caption loss (Eq. 14; blank in the paper).
+        lambda_cls: weight of the cross-entropy (Eq. 14; blank in the paper).
+        prompt_length: learnable prompt positions, Lp.
+        hidden: hidden width of the projection.
+        max_caption_tokens: captions are cut to this many tokens, end mark included.
+        prompt_ids: use only captions made with these prompts; empty: all.
+        init_from: run folder whose last checkpoint gives the starting weights.
+        freeze: parts that keep their weights.
+    """
+
+    name: Literal["classify", "hocslm"] = "classify"
+    language_model: str | None = None
+    language_model_revision: str | None = None
+    language_model_dtype: Literal["fp32", "bf16"] = "fp32"
+    lambda_gen: float = Field(default=0.5, ge=0)
+    lambda_cls: float = Field(default=1.0, ge=0)
+    prompt_length: int = Field(default=8, ge=0)
+    hidden: int = Field(default=1024, ge=1)
+    max_caption_tokens: int = Field(default=64, ge=2)
+    prompt_ids: tuple[str, ...] = ()
+    init_from: Path | None = None
+    freeze: tuple[Part, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> MethodConfig:
+        if self.name == "hocslm":
+            if self.language_model is None:
+                raise ValueError('method "hocslm" needs language_model, for example "tiny"')
+            if self.lambda_gen == 0 and self.lambda_cls == 0:
+                raise ValueError("lambda_gen and lambda_cls are both 0: nothing would be trained")
+            trained = {"encoder", "head", "ssf"} - set(self.freeze)
+            trained -= {"head"} if self.lambda_cls == 0 else set()
+            trained -= {"ssf"} if self.lambda_gen == 0 else set()
+        else:
+            if self.language_model is not None:
+                raise ValueError('method "classify" reads no language_model; use name = "hocslm"')
+            trained = {"encoder", "head"} - set(self.freeze)
+        if not trained:
+            raise ValueError(f"freeze = {list(self.freeze)} leaves nothing to train")
+        return self
+
+
+class OptimConfig(Settings):
+    """Optimiser and learning-rate schedule.
+
+    Attributes:
+        name: "sgd" or "adamw".
+        lr: base learning rate.
+        ssf_lr: learning rate of the projection and the learnable prompt; None: `lr`.
+        weight_decay: applied to every trained weight, as the parents do.
+        momentum: SGD only.
+        nesterov: SGD only.
+        warmup_epochs: linear warm-up.
+        schedule: "step" (by whole epochs, as the parent) or "cosine" to zero (by steps).
+        steps: "step": epochs after which the rate is multiplied by gamma.
+        gamma: "step": the factor.
+        clip_norm: largest norm of the gradient; None: not clipped.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    ssf_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=4e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    warmup_epochs: int = Field(default=5, ge=0)
+    schedule: Literal["step", "cosine"] = "step"
+    steps: tuple[int, ...] = (35, 55)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> OptimConfig:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps must rise, given {list(self.steps)}")
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        return self
+
+
+class LoopConfig(Settings):
+    """The training loop.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: samples of one optimiser step, over all processes and accumulated parts.
+        accumulation: parts that a process computes one after the other for one step.
+        mixed_precision: autocast of the forward pass.
+        seed: of the weights, the order and every draw.
+        deterministic: only bit-reproducible kernels.
+        checkpoint_every_epochs: how often `last/` is replaced (the last epoch always is).
+        evaluate_every_epochs: how often the test split is scored for the log; 0: only after
+            training.
+        log_every_steps: steps that one line of metrics.jsonl sums up.
+        ema_decay: decay of the averaged weights that are saved and evaluated; None: no averaging.
+        device: "auto", "cpu", "cuda" or "mps".
+        compile: torch.compile the forward pass.
+        tensorboard: also write TensorBoard events.
+        num_threads: CPU threads; None: as many as torch takes.
+    """
+
+    epochs: int = Field(default=65, ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    accumulation: int = Field(default=1, ge=1)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = Field(default=0, ge=0)
+    deterministic: bool = False
+    checkpoint_every_epochs: int = Field(default=1, ge=1)
+    evaluate_every_epochs: int = Field(default=0, ge=0)
+    log_every_steps: int = Field(default=20, ge=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: bool = False
+    tensorboard: bool = False
+    num_threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> LoopConfig:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulation "
+                f"{self.accumulation}"
+            )
+        return self
+
+
+class TrainConfig(Settings):
+    """One training run.
+
+    Attributes:
+        out: run folder; resumed where it holds an unfinished run of the same recipe and data.
+    """
+
+    out: Path
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    optim: OptimConfig = OptimConfig()
+    loop: LoopConfig = LoopConfig()
+
+    def request(self) -> dict[str, Any]:
+        """What decides the trained weights, and so what a resume must match; no path is in it."""
+        parts = self.model_dump(mode="json", exclude={"out"})
+        for section, name in (
+            ("data", "dataset"),  # its fingerprint is compared instead
+            ("data", "resident_gib"),
+            ("method", "init_from"),  # the hash of its weights is compared instead
+            ("loop", "checkpoint_every_epochs"),
+            ("loop", "evaluate_every_epochs"),
+            ("loop", "log_every_steps"),
+            ("loop", "device"),
+            ("loop", "compile"),
+            ("loop", "tensorboard"),
+            ("loop", "num_threads"),
+        ):
+            del parts[section][name]
+        return parts
+
+
+class EvaluateConfig(Settings):
+    """Scoring of a finished run.
+
+    Attributes:
+        run: the run folder.
+        dataset: another data set with the same classes and skeleton; None: the one trained on.
+        protocol: another protocol; None: the one trained with.
+        split: which side of the protocol.
+        batch_size: samples scored at once.
+        device: "auto", "cpu", "cuda" or "mps".
+    """
+
+    run: Path
+    dataset: Path | None = None
+    protocol: str | None = None
+    split: Split = "test"
+    batch_size: int = Field(default=64, ge=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class EnsembleConfig(Settings):
+    """A weighted sum of the scores of several evaluated runs.
+
+    Attributes:
+        runs: run folders that `hoc evaluate` has scored.
+        weights: one a run, fixed beforehand; None: equal.
+        out: folder that ensemble.json and the joined scores go to.
+        split: which split's scores.
+    """
+
+    runs: tuple[Path, ...] = Field(min_length=1)
+    weights: tuple[float, ...] | None = None
+    out: Path
+    split: Split = "test"
+
+    @model_validator(mode="after")
+    def _fits(self) -> EnsembleConfig:
+        if self.weights is not None and len(self.weights) != len(self.runs):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.runs)} runs; give one each"
+            )
+        if len({run.resolve() for run in self.runs}) != len(self.runs):
+            raise ValueError("a run is named twice; give each run once, with a weight if needed")
+        return self
+
+
+class DescribeConfig(Settings):
+    """Text from skeletons.
+
+    Attributes:
+        run: run folder of method "hocslm".
+        sample_ids: samples of the data set to describe.
+        skeletons: `.skeleton` files to describe.
+        every: describe the whole split.
+        dataset: another data set with the same classes and skeleton; None: the one trained on.
+        split: the split of `every`.
+        max_new_tokens: longest text.
+        num_beams: 1 is greedy.
+        batch_size: samples described at once.
+        device: "auto", "cpu", "cuda" or "mps".
+    """
+
+    run: Path
+    sample_ids: tuple[str, ...] = ()
+    skeletons: tuple[Path, ...] = ()
+    every: bool = False
+    dataset: Path | None = None
+    split: Split = "test"
+    max_new_tokens: int = Field(default=64, ge=1)
+    num_beams: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @model_validator(mode="after")
+    def _fits(self) -> DescribeConfig:
+        if not (self.sample_ids or self.skeletons or self.every):
+            raise ValueError(
+                "nothing to describe: give sample ids, .skeleton files or every = true"
+            )
+        if self.every and self.sample_ids:
+            raise ValueError("give sample ids or every = true, not both")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the project, sorted."""
+    return sorted(path.stem for path in RECIPES_FOLDER.glob("*.toml"))
+
+
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file of a shipped recipe's name or of a path that ends in .toml.
+
+    Raises:
+        ValueError: no such name; the message gives the nearest one.
+        FileNotFoundError: no such file.
+    """
+    text = str(name_or_path)
+    if text.endswith(".toml"):
+        path = Path(text)
+        if not path.is_file():
+            raise FileNotFoundError(f"recipe {path} does not exist; give the path of a .toml file")
+        return path
+    names = recipe_names()
+    if text not in names:
+        near = difflib.get_close_matches(text, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"there is no recipe {text!r}; {hint}shipped recipes: {', '.join(names)}; "
+            "your own is given by its path, ending in .toml"
+        )
+    return RECIPES_FOLDER / f"{text}.toml"
+
+
+def load_recipe(
+    name_or_path: str | Path,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> TrainConfig:
+    """The resolved settings of a run: default < recipe < assignments < flags.
+
+    Args:
+        name_or_path: a shipped recipe's name or a path ending in .toml.
+        assignments: `section.key=value` texts.
+        flags: nested values from the command line; None values are left out.
+
+    Raises:
+        ValueError: unknown recipe, unknown keys, wrong values: all listed together.
+        FileNotFoundError: no such recipe file.
+    """
+    path = recipe_path(name_or_path)
+    source = f"recipe {path.stem}"
+    return resolve(
+        TrainConfig, read_toml(path), assignments=assignments, flags=flags, source=source
+    )

@@ -1,0 +1,1 @@
+"""What is optimised; the loop itself is written once, in training/loop.py."""

@@ -1,0 +1,215 @@
+"""What is measured: accuracies, the confusion matrix, and the log of a run (metrics.jsonl)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_build.manifest import write_bytes_atomic
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Two classes that are taken for each other.
+
+    Attributes:
+        truth: name of the true class.
+        taken_for: name of the class that the model gave.
+        num_samples: how often.
+        share: of the true class's samples.
+    """
+
+    truth: str
+    taken_for: str
+    num_samples: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracies in [0, 1] of one set of scores.
+
+    Attributes:
+        num_samples: samples scored.
+        top1: share with the true class first.
+        top5: share with the true class among the first five (of at least as many classes).
+        mean_class: mean of the per-class accuracies over the classes that occur.
+        per_class: class name -> accuracy, for the classes that occur.
+        worst_pairs: the most frequent confusions.
+    """
+
+    num_samples: int
+    top1: float
+    top5: float
+    mean_class: float
+    per_class: dict[str, float]
+    worst_pairs: tuple[ConfusedPair, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def top_k_share(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Share of samples whose true class is among the k best scores.
+
+    A tie counts against the model: classes with the same score as the true one stand before it.
+
+    Args:
+        scores: (N, num_classes).
+        labels: (N,) 0-based.
+        k: how many.
+    """
+    own = np.take_along_axis(scores, labels[:, None], axis=1)  # (N, 1)
+    num_before = (scores >= own).sum(axis=1) - 1  # (N,)
+    return float((num_before < k).mean())
+
+
+def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(num_classes, num_classes) counts; rows are the truth, columns what was given."""
+    num_classes = scores.shape[1]
+    flat = labels.astype(np.int64) * num_classes + scores.argmax(axis=1)
+    return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def worst_pairs(
+    matrix: np.ndarray, names: Sequence[str], *, most: int = 10
+) -> tuple[ConfusedPair, ...]:
+    """The confusions with the most samples, ties in class order."""
+    off = matrix.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:most]
+    pairs = []
+    for flat in order:
+        truth, given = divmod(int(flat), len(names))
+        count = int(off[truth, given])
+        if count:
+            share = count / int(matrix[truth].sum())
+            pairs.append(ConfusedPair(names[truth], names[given], count, share))
+    return tuple(pairs)
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Accuracy:
+    """All accuracies of one set of scores.
+
+    Args:
+        scores: (N, num_classes) logits or any scores of which a greater one is better.
+        labels: (N,) 0-based.
+        names: class names in label order.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if not len(scores):
+        raise ValueError("there is no sample to measure; the split of this protocol is empty")
+    matrix = confusion_matrix(scores, labels)
+    totals = matrix.sum(axis=1)
+    occurs = totals > 0
+    shares = matrix.diagonal()[occurs] / totals[occurs]
+    occurring = [name for name, here in zip(names, occurs, strict=True) if here]
+    return Accuracy(
+        num_samples=len(scores),
+        top1=float(matrix.diagonal().sum() / len(scores)),
+        top5=top_k_share(scores, labels, 5),
+        mean_class=float(shares.mean()),
+        per_class={name: float(share) for name, share in zip(occurring, shares, strict=True)},
+        worst_pairs=worst_pairs(matrix, names),
+    )
+
+
+def write_confusion_csv(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """Counts as CSV: the first column and row are the class names."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["truth \\ given", *names])
+    for name, row in zip(names, matrix, strict=True):
+        writer.writerow([name, *map(int, row)])
+    write_bytes_atomic(path, text.getvalue().encode())
+
+
+def write_confusion_png(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
+    """The confusion matrix as a picture, rows normalised to their sums."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_classes = len(names)
+    side = 3.0 + 0.22 * num_classes  # inches; our choice: names stay readable up to 120 classes
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    small = 9 if num_classes <= 20 else 6
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=small)
+    axes.set_yticks(range(num_classes), names, fontsize=small)
+    axes.set_xlabel("given")
+    axes.set_ylabel("truth")
+    axes.set_title(title)
+    if num_classes <= 20:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = str(int(matrix[row, column]))
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=small)
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    data = io.BytesIO()
+    # No time or version inside: the same matrix gives the same bytes.
+    canvas.print_figure(data, format="png", dpi=120, metadata={"Software": None})
+    write_bytes_atomic(path, data.getvalue())
+
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object a line with "epoch" and "step", and TensorBoard if asked."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+        """Open for appending.
+
+        Raises:
+            ValueError: TensorBoard is asked for and not installed.
+        """
+        self.path = folder / "metrics.jsonl"
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(
+                    "loop.tensorboard = true needs the package tensorboard; "
+                    "install it with `pip install hocslm[tensorboard]`"
+                ) from error
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def keep_until(self, step: int) -> None:
+        """Drop lines after an optimiser step: that part of the run is about to be repeated."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that was being written when the run was killed
+            if value["step"] <= step:
+                kept.append(line + "\n")
+        write_bytes_atomic(self.path, "".join(kept).encode())
+
+    def write(self, values: Mapping[str, float | int]) -> None:
+        """Append one object; floats are rounded to 6 significant digits."""
+        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(rounded) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if name not in ("epoch", "step"):
+                    self._board.add_scalar(name, value, values["step"])
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds."""
+        if self._board is not None:
+            self._board.close()

@@ -1,0 +1,1 @@
+"""One architecture a file; no file knows a loss."""

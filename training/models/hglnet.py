@@ -1,0 +1,667 @@
+"""HGLNet, the skeleton encoder of HocSLM (arXiv 2603.27103): CTS and DHT in ten blocks.
+
+Shapes: N samples, M bodies, B = N*M, T frames, V joints, C channels, K graph subsets, R reduced
+channels, H heads, Q edges of the physical graph. Inside the model a tensor is (B, C, V, T): a 1x1
+convolution is then one matrix product (C_out, C_in) x (C_in, V*T) a sample, and the contraction
+with the topology one product (V, K*V) x (K*V, T) a sample and channel, without moving any data.
+
+A block is  y = ReLU(BN(CTS(x)) + down(x)),  out = ReLU(DHT(y) + residual(x)).
+
+CTS (Eqs. 1-7, composite topology, spatial), for every subset k:
+    Eq. 1  u = W_1 mean_T(x) in R^(R x V);  X~_c = u_c w^T + 1 b^T in R^(V x V)
+    Eq. 2  Q, K, V = X~ W_q, X~ W_k, X~ W_v;  P^h = softmax(Q^h K^h^T / sqrt(d_h));
+           A = concat_h P^h V^h
+    Eq. 3  S = mean_h P^h;  D[i, j] = tanh(mean_m |Q[i, m] - K[j, m]|)
+    Eq. 4  A^ = A + alpha A * S + beta D
+    Eq. 5  A_G = W_O concat_c(A^_c + gamma X~_c)                         GSM, global
+    Eq. 6  E = ReLU(A_k + eps W_E tanh(psi_i - phi_j)), G = sigmoid(MLP(mean_c E)),
+           A_L = M_k * E * (G + lambda)                                   LSE, local
+    Eq. 7  Y_c = sum_k (lambda_G A_G + lambda_L A_L)_kc Theta_k(x)_c
+DHT (Eqs. 8-10, temporal):
+    Eq. 8  for every joint: softmax(Q K^T / sqrt(d)) V over frames, Conv 3x1, BN   GTA, global
+    Eq. 9  four branches: Conv 5x1, Conv 5x1 dilated by 2, max pool 3x1, 1x1       LTC, local
+    Eq. 10 F = eta_G F_G + eta_L F_L
+
+What is computed differently from how it is written, with the same result (tests/training/
+test_hglnet.py holds the plain form):
+- X~ has rank two, so Q, K and V have: Q^h K^h^T needs only two numbers a head beside u, and
+  P^h V^h = (P^h u) w_v^T + 1 b_v^T. No V x V x V product is left except the distance of Eq. 3.
+- Eq. 6 is computed on the Q entries where M_k is not zero (3V - 2 of 3 V^2), never on V x V.
+- Theta of all subsets is one product, the sum over subsets and joints another; the 1x1 maps of LTC
+  and the three projections of GTA are one product; the last BNs of LTC's branches are one BN;
+  lambda_G, lambda_L, eta_G and eta_L are folded into the weights that they multiply.
+
+Where we had to choose. The paper's equations survive only as prose; the forms above are the
+reconstruction of shared/design/models.md section 1.2-1.3, whose alternatives are switches here.
+- Blocks (64 x 4, 128 x 3, 256 x 3; stride 2 at blocks 5 and 8; block 1 without residual), data_bn,
+  the pooled means, LTC's branch values, GTA's C/4 width and 4 heads, BN weight 1e-6 after CTS: the
+  parents' (CTR-GCN, LG-SGNet); the paper gives no layer table.
+- R = C_in / 8, at least 2, and 8 for the raw coordinates (the parents' 8 up to C_in = 9).
+- H = 5 heads divide 25 and 20 joints. Where H does not divide V (17), the V columns are split into
+  H runs whose lengths differ by at most one, and each head is scaled by its own length.
+- D of Eq. 3 averages over all V columns of Q and K, whatever the heads.
+- Initial values: w = 1, b = 0 (the parent's repeat), alpha = beta = gamma = eps = 0,
+  lambda = lambda_G = lambda_L = 1 (lambda_G = 0 would leave alpha, beta, gamma without gradient),
+  eta_G = 0, eta_L = 1.
+- LSE's MLP is Linear(Q_k, Q_k), ReLU, Linear(Q_k, Q_k), Q_k the entries of its subset. With K = 1
+  there is one subset, all edges and self loops, column-normalised.
+- No 1x1 map has a bias: before a BN it would be cancelled, and in Theta it costs a pass over the
+  largest tensor. The parents have biases there.
+- spatial = "ctr" is CTR-GCN's channel-wise topology A_k + alpha W tanh(psi_i - phi_j), the baseline
+  of the ablations, in the same frame.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name torch's users know
+from torch import Tensor, nn
+
+from datasets_build.joints import skeleton_named
+from training.graph import adjacency
+
+Spatial = Literal["ctr", "lse", "gsm", "both"]
+Temporal = Literal["ltc", "gta", "both"]
+Similarity = Literal["attention", "cosine", "tanh"]
+Distinctiveness = Literal["absolute", "signed", "complement"]
+Modulation = Literal["residual", "additive", "multiplicative"]
+TopologyResidual = Literal["lifted", "base"]
+Energy = Literal["pairwise", "lifted"]
+Correlation = Literal["softmax", "tanh"]
+
+_WIDTHS = (1, 1, 1, 1, 2, 2, 2, 4, 4, 4)  # channels of the ten blocks in units of base_channels
+_STRIDED_BLOCKS = (4, 7)  # 0-based
+_TEMPORAL_HEADS = 4  # LG-SGNet's J-GTM
+_SPATIAL_BN_WEIGHT = 1e-6  # LG-SGNet and CTR-GCN: the block starts as its residual
+
+
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 map: weight (C_out, C_in) on x (B, C_in, sites) -> (B, C_out, sites)."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        # oneDNN's kernels reach twice the rate of the BLAS in float32; in bf16 it is the other way.
+        return F.conv1d(x, weight[:, :, None])
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
+
+
+def _init_conv(weight: Tensor, fan_out: int) -> nn.Parameter:
+    """He initialisation by the fan out, as the parents."""
+    return nn.Parameter(nn.init.normal_(weight, std=math.sqrt(2.0 / fan_out)))
+
+
+def _batch_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None = None) -> Tensor:
+    """norm(x), times a scalar that is folded into its affine map."""
+    if scale is None:
+        return norm(x)
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    weight, bias = norm.weight * scale, norm.bias * scale
+    mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum or 0.0
+    return F.batch_norm(x, mean, var, weight, bias, norm.training, momentum, norm.eps)
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else scale * x
+
+
+def _l1_distance(q: Tensor, k: Tensor) -> Tensor:
+    """sum_m |q[., i, m] - k[., j, m]|: (..., V, V)."""
+    if torch.compiler.is_compiling():
+        return (q[..., :, None, :] - k[..., None, :, :]).abs().sum(-1)  # fused, never stored
+    return torch.cdist(q, k, p=1.0)
+
+
+class GSM(nn.Module):
+    """Global semantic topology, Eqs. 1-5: a (V, V) matrix for every subset and output channel."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_joints: int,
+        num_subsets: int,
+        reduced: int,
+        num_heads: int,
+        similarity: Similarity = "attention",
+        distinctiveness: Distinctiveness = "absolute",
+        modulation: Modulation = "residual",
+        topology_residual: TopologyResidual = "lifted",
+    ) -> None:
+        super().__init__()
+        K, V, R = num_subsets, num_joints, reduced
+        self.similarity = similarity
+        self.distinctiveness = distinctiveness
+        self.modulation = modulation
+        self.topology_residual = topology_residual
+        self.reduce = _init_conv(torch.empty(K * R, in_channels), R)  # W_1
+        self.lift_weight = nn.Parameter(torch.ones(K, V))  # w
+        self.lift_bias = nn.Parameter(torch.zeros(K, V))  # b
+        bound = 1.0 / math.sqrt(V)  # torch's default for a linear map
+        for name in ("query", "key", "value"):
+            weight = torch.empty(K, V, V).uniform_(-bound, bound)
+            self.register_parameter(name, nn.Parameter(weight))  # W_q, W_k, W_v
+        for name in ("alpha", "beta", "gamma"):
+            self.register_parameter(name, nn.Parameter(torch.zeros(K)))
+        self.expand = _init_conv(torch.empty(K, out_channels, R), out_channels)  # W_O
+        runs = torch.tensor_split(torch.arange(V), num_heads)
+        in_head = torch.zeros(num_heads, V)
+        for head, columns in enumerate(runs):
+            in_head[head, columns] = 1.0
+        self.register_buffer("in_head", in_head, persistent=False)  # (H, V)
+
+    in_head: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+
+    def enhanced(self, pooled: Tensor) -> Tensor:
+        """A^ + gamma X~ of Eq. 5 from the time means (B, C_in, V): (B, K, R, V, V)."""
+        B, _, V = pooled.shape
+        K, _, R = self.expand.shape
+        u = _pointwise(pooled, self.reduce).view(B, K, R, V)  # Eq. 1
+        # Rows of X~ are u_i w + b; through a matrix W they become u_i (w W) + b W.
+        lift = torch.stack((self.lift_weight, self.lift_bias), dim=1)  # (K, 2, V)
+        q_w, q_b = torch.bmm(lift, self.query).unbind(1)  # (K, V)
+        k_w, k_b = torch.bmm(lift, self.key).unbind(1)
+        v_w, v_b = torch.bmm(lift, self.value).unbind(1)
+
+        # Eq. 2. What does not depend on j cancels in the softmax over j.
+        scale = self.in_head.sum(1).rsqrt()  # (H,) 1 / sqrt(d_h)
+        slope = (q_w * k_w) @ self.in_head.T * scale  # (K, H)
+        shift = (q_b * k_w) @ self.in_head.T * scale
+        gain = u[:, :, :, None] * slope[:, None, :, None] + shift[:, None, :, None]
+        P = torch.softmax(gain[..., None] * u[:, :, :, None, None, :], dim=-1)  # (B, K, R, H, V, V)
+        H = P.shape[3]
+        mean_u = torch.bmm(P.view(-1, H * V, V), u.reshape(-1, V, 1))  # sum_j P_ij u_j
+        mean_u = mean_u.view(B, K, R, H, V)
+        per_head = v_w[:, None, :] * self.in_head  # (K, H, V)
+        A = torch.matmul(mean_u.transpose(-1, -2), per_head[:, None]) + v_b[:, None, None]
+
+        S = self._similarity(P, u, q_w, q_b, k_w, k_b)  # Eq. 3
+        D = self._distinctiveness(S, u, q_w, q_b, k_w, k_b)
+        alpha, beta, gamma = (p.view(K, 1, 1, 1) for p in (self.alpha, self.beta, self.gamma))
+        if self.modulation == "residual":  # Eq. 4
+            enhanced = torch.addcmul(A, alpha * A, S) + beta * D
+        elif self.modulation == "additive":
+            enhanced = alpha * S * A + beta * D
+        else:
+            enhanced = A + (alpha * S + beta * D) * A
+        if self.topology_residual == "base":  # Eq. 5
+            return enhanced + gamma * A
+        lifted = u[..., None] * self.lift_weight[:, None, None] + self.lift_bias[:, None, None]
+        return enhanced + gamma * lifted
+
+    def _similarity(
+        self, P: Tensor, u: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor
+    ) -> Tensor:
+        """S of Eq. 3, (B, K, R, V, V)."""
+        if self.similarity == "attention":
+            return P.mean(dim=3)
+
+        def dot(a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).sum(-1)[:, None, None, None]  # (K, 1, 1, 1)
+
+        u_i, u_j = u[..., :, None], u[..., None, :]
+        product = u_i * u_j * dot(q_w, k_w) + u_i * dot(q_w, k_b) + u_j * dot(q_b, k_w)
+        product = product + dot(q_b, k_b)  # q_i . k_j
+        if self.similarity == "tanh":
+            return torch.tanh(product / math.sqrt(u.shape[-1]))
+        norm_q = u_i * u_i * dot(q_w, q_w) + 2 * u_i * dot(q_w, q_b) + dot(q_b, q_b)
+        norm_k = u_j * u_j * dot(k_w, k_w) + 2 * u_j * dot(k_w, k_b) + dot(k_b, k_b)
+        return product * (norm_q.clamp_min(1e-12) * norm_k.clamp_min(1e-12)).rsqrt()
+
+    def _distinctiveness(
+        self, S: Tensor, u: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor
+    ) -> Tensor:
+        """D of Eq. 3, (B, K, R, V, V)."""
+        if self.distinctiveness == "complement":
+            return 1.0 - S
+        if self.distinctiveness == "signed":
+            q = u * q_w.mean(-1)[:, None, None] + q_b.mean(-1)[:, None, None]
+            k = u * k_w.mean(-1)[:, None, None] + k_b.mean(-1)[:, None, None]
+            return torch.tanh(q[..., :, None] - k[..., None, :])
+        q = u[..., None] * q_w[:, None, None] + q_b[:, None, None]  # (B, K, R, V, V)
+        k = u[..., None] * k_w[:, None, None] + k_b[:, None, None]
+        return torch.tanh(_l1_distance(q, k) / u.shape[-1])
+
+
+class LSE(nn.Module):
+    """Local structure-enhanced topology, Eq. 6: weights of the physical edges only."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        graph: Tensor,
+        reduced: int,
+        energy: Energy = "pairwise",
+    ) -> None:
+        super().__init__()
+        K, V, _ = graph.shape
+        self.energy = energy
+        self.num_edges = [int(count) for count in (graph > 0).sum(dim=(1, 2))]  # Q_k
+        subset, target, source = (graph > 0).nonzero(as_tuple=True)  # (Q,) each, subset by subset
+        self.register_buffer("target", target, persistent=False)  # i, the joint that receives
+        self.register_buffer("source", source, persistent=False)  # j, the joint that sends
+        # Place of an edge in the flattened (V, K, V) topology of CTS.
+        self.register_buffer("place", target * K * V + subset * V + source, persistent=False)
+        self.adjacency = nn.Parameter(graph[subset, target, source].clone())  # A_k on its mask
+        self.psi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
+        if energy == "pairwise":
+            self.phi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
+        else:
+            self.lift_weight = nn.Parameter(torch.ones(K, V))
+            self.lift_bias = nn.Parameter(torch.zeros(K, V))
+        self.expand = _init_conv(torch.empty(K, out_channels, reduced), out_channels)  # W_E
+        self.epsilon = nn.Parameter(torch.zeros(K))
+        self.gate = nn.ModuleList(
+            nn.Sequential(nn.Linear(num, num), nn.ReLU(), nn.Linear(num, num))
+            for num in self.num_edges
+        )
+        self.residual = nn.Parameter(torch.ones(K))  # lambda
+
+    target: Tensor
+    source: Tensor
+    place: Tensor
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """A_L on the edges: (B, C_out, Q) from the time means (B, C_in, V)."""
+        B, _, V = pooled.shape
+        K, _, R = self.expand.shape
+        psi = _pointwise(pooled, self.psi).view(B, K, R, V)
+        phi = _pointwise(pooled, self.phi).view(B, K, R, V) if self.energy == "pairwise" else None
+        weights: list[Tensor] = []
+        edges = zip(
+            self.target.split(self.num_edges),
+            self.source.split(self.num_edges),
+            self.adjacency.split(self.num_edges),
+            strict=True,
+        )
+        for k, (target, source, a) in enumerate(edges):
+            at_target = psi[:, k, :, target]  # (B, R, Q_k)
+            if phi is not None:
+                relation = torch.tanh(at_target - phi[:, k, :, source])
+            else:
+                relation = at_target * self.lift_weight[k, source] + self.lift_bias[k, source]
+            E = torch.relu(a + torch.matmul(self.epsilon[k] * self.expand[k], relation))
+            G = torch.sigmoid(self.gate[k](E.mean(dim=1)))  # (B, Q_k)
+            weights.append(E * (G + self.residual[k])[:, None])
+        return torch.cat(weights, dim=2)  # (B, C_out, Q)
+
+
+class ChannelTopology(nn.Module):
+    """CTR-GCN's topology, the baseline of the ablations: A_k + alpha W tanh(psi_i - phi_j)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, graph: Tensor, reduced: int) -> None:
+        super().__init__()
+        K = graph.shape[0]
+        self.adjacency = nn.Parameter(graph.clone())
+        self.psi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
+        self.phi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
+        self.expand = _init_conv(torch.empty(K, out_channels, reduced), out_channels)
+        self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, K, C_out, V, V) from the time means (B, C_in, V)."""
+        B, _, V = pooled.shape
+        K, C, R = self.expand.shape
+        psi = _pointwise(pooled, self.psi).view(B, K, R, V)
+        phi = _pointwise(pooled, self.phi).view(B, K, R, V)
+        relation = torch.tanh(psi[..., :, None] - phi[..., None, :]).flatten(3)  # (B, K, R, V*V)
+        refined = torch.matmul(self.alpha * self.expand, relation)
+        return refined.view(B, K, C, V, V) + self.adjacency[:, None]
+
+
+class CTS(nn.Module):
+    """Composite-topology spatial unit, Eqs. 1-7, with its BN, shortcut and ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        graph: Tensor,
+        spatial: Spatial,
+        num_heads: int,
+        reduction: int,
+        similarity: Similarity,
+        distinctiveness: Distinctiveness,
+        modulation: Modulation,
+        topology_residual: TopologyResidual,
+        energy: Energy,
+    ) -> None:
+        super().__init__()
+        K, V, _ = graph.shape
+        reduced = 8 if in_channels <= 9 else max(in_channels // reduction, 2)
+        self.gsm: GSM | None = None
+        self.lse: LSE | None = None
+        self.channel: ChannelTopology | None = None
+        if spatial == "ctr":
+            self.channel = ChannelTopology(in_channels, out_channels, graph=graph, reduced=reduced)
+        if spatial in ("gsm", "both"):
+            self.gsm = GSM(
+                in_channels,
+                out_channels,
+                num_joints=V,
+                num_subsets=K,
+                reduced=reduced,
+                num_heads=num_heads,
+                similarity=similarity,
+                distinctiveness=distinctiveness,
+                modulation=modulation,
+                topology_residual=topology_residual,
+            )
+        if spatial in ("lse", "both"):
+            self.lse = LSE(in_channels, out_channels, graph=graph, reduced=reduced, energy=energy)
+        # Eq. 7's fusion weights; a topology alone needs none, the BN behind it would cancel it.
+        self.lambda_global = self.lambda_local = None
+        if spatial == "both":
+            self.lambda_global = nn.Parameter(torch.ones(()))
+            self.lambda_local = nn.Parameter(torch.ones(()))
+        # Theta; its rows are ordered (C_out, K), so that (K, V) is one axis of the product below.
+        self.theta = _init_conv(torch.empty(out_channels * K, in_channels), out_channels)
+        self.norm = nn.BatchNorm2d(out_channels)
+        nn.init.constant_(self.norm.weight, _SPATIAL_BN_WEIGHT)
+        self.down: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.down = Shortcut(in_channels, out_channels, stride=1)
+        self.K = K
+
+    def topology(self, pooled: Tensor) -> Tensor:
+        """A_comp of Eq. 7, (B, C_out, V, K * V), from the time means (B, C_in, V) in float32."""
+        B, _, V = pooled.shape
+        K, C = self.K, len(self.theta) // self.K
+        if self.channel is not None:
+            dense = self.channel(pooled)  # (B, K, C, V, V)
+        elif self.gsm is not None:
+            weight = _scaled(self.gsm.expand, self.lambda_global)  # (K, C, R)
+            mixed = self.gsm.enhanced(pooled).flatten(3)  # (B, K, R, V*V)
+            dense = torch.matmul(weight, mixed).view(B, K, C, V, V)
+        else:
+            dense = pooled.new_zeros(B, K, C, V, V)
+        composite = dense.permute(0, 2, 3, 1, 4).reshape(B, C, V * K * V)
+        if self.lse is not None:
+            local = _scaled(self.lse(pooled), self.lambda_local)  # (B, C, Q)
+            composite = composite.index_add(2, self.lse.place, local)
+        return composite.view(B, C, V, K * V)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, V, T) -> (B, C_out, V, T)."""
+        B, _, V, T = x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            # Small and full of exponentials: kept in float32.
+            pooled = x.mean(
+                dim=3, dtype=torch.promote_types(x.dtype, torch.float32)
+            )  # (B, C_in, V)
+            A = self.topology(pooled)  # (B, C_out, V, K*V)
+        features = _pointwise(x.flatten(2), self.theta)  # (B, C_out*K, V*T)
+        features = features.view(-1, self.K * V, T)  # (B*C_out, K*V, T)
+        y = torch.bmm(A.view(-1, V, self.K * V).to(features.dtype), features)  # (B*C_out, V, T)
+        y = self.norm(y.view(B, -1, V, T))
+        return torch.relu(y + self.down(x))
+
+
+class Shortcut(nn.Module):
+    """A 1x1 convolution with BN where channels or frames change."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = _init_conv(torch.empty(out_channels, in_channels), out_channels)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, V, T) -> (B, C_out, V, ceil(T / stride))."""
+        x = x[..., :: self.stride]
+        B, _, V, T = x.shape
+        return self.norm(_pointwise(x.flatten(2), self.weight).view(B, -1, V, T))
+
+
+class DHT(nn.Module):
+    """Dual-path hierarchical temporal unit, Eqs. 8-10: GTA beside LTC."""
+
+    def __init__(
+        self, channels: int, *, stride: int, temporal: Temporal, correlation: Correlation
+    ) -> None:
+        super().__init__()
+        if channels % 4:
+            raise ValueError(f"DHT needs channels in four equal branches, got {channels}")
+        C, branch = channels, channels // 4
+        self.stride = stride
+        self.correlation = correlation
+        self.has_local = temporal in ("ltc", "both")
+        self.has_global = temporal in ("gta", "both")
+        self.branch = branch
+        rows = []
+        if self.has_local:  # F_1, F_2, F_3, F_4
+            rows.append(_init_conv(torch.empty(4 * branch, C), branch).data)
+            self.inner_norm = nn.BatchNorm2d(3 * branch)
+            self.conv = _init_conv(torch.empty(branch, branch, 1, 5), branch * 5)
+            self.dilated_conv = _init_conv(torch.empty(branch, branch, 1, 5), branch * 5)
+            self.local_norm = nn.BatchNorm2d(C)
+        if self.has_global:  # Q, K, V
+            self.heads = math.gcd(_TEMPORAL_HEADS, branch)
+            rows.append(_init_conv(torch.empty(3 * branch, C), branch).data)
+            self.output = _init_conv(torch.empty(C, branch, 1, 3), C * 3)
+            self.global_norm = nn.BatchNorm2d(C)
+        self.eta_global = self.eta_local = None  # Eq. 10, where there are two paths to fuse
+        if temporal == "both":
+            self.eta_global = nn.Parameter(torch.zeros(()))
+            self.eta_local = nn.Parameter(torch.ones(()))
+        self.project = nn.Parameter(torch.cat(rows))
+
+    def _local(self, z: Tensor) -> Tensor:
+        """LTC, Eq. 9, from the 1x1 maps of its branches (B, C, V, T): (B, C, V, T / stride)."""
+        s, b = self.stride, self.branch
+        inner = torch.relu(self.inner_norm(z[:, : 3 * b]))
+        first, second, third = inner.split(b, dim=1)
+        parts = (
+            F.conv2d(first, self.conv, stride=(1, s), padding=(0, 2)),
+            F.conv2d(second, self.dilated_conv, stride=(1, s), padding=(0, 4), dilation=(1, 2)),
+            F.max_pool2d(third, (1, 3), stride=(1, s), padding=(0, 1)),
+            z[:, 3 * b :, :, ::s],
+        )
+        return _batch_norm(torch.cat(parts, dim=1), self.local_norm, self.eta_local)
+
+    def _global(self, z: Tensor) -> Tensor:
+        """GTA, Eq. 8, from Q, K and V (B, 3C/4, V, T): (B, C, V, T / stride)."""
+        B, _, V, T = z.shape
+        H, d = self.heads, self.branch // self.heads
+        z = z.view(B, 3, H, d, V, T)
+        if z.device.type != "cpu" and self.correlation == "softmax":
+            q, k, v = z.permute(1, 0, 2, 4, 5, 3).flatten(2, 3)  # (B, H*V, T, d)
+            mixed = F.scaled_dot_product_attention(q, k, v).view(B, H, V, T, d)
+            mixed = mixed.permute(0, 1, 4, 2, 3).reshape(B, H * d, V, T)
+        else:
+            # Written out: on the CPU the fused kernel loses at such narrow heads (10x in bf16).
+            q, k, v = z.permute(1, 0, 2, 4, 3, 5).reshape(3, B * H * V, d, T)
+            energy = torch.bmm(q.transpose(1, 2) * (1.0 / math.sqrt(d)), k)  # (B*H*V, T, T)
+            A = energy.softmax(-1) if self.correlation == "softmax" else energy.tanh()
+            mixed = torch.bmm(v, A.transpose(1, 2)).view(B, H, V, d, T)
+            mixed = mixed.transpose(2, 3).reshape(B, H * d, V, T)
+        out = F.conv2d(mixed, self.output, stride=(1, self.stride), padding=(0, 1))
+        return _batch_norm(out, self.global_norm, self.eta_global)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(B, C, V, T) -> (B, C, V, ceil(T / stride))."""
+        B, C, V, T = y.shape
+        z = _pointwise(y.flatten(2), self.project).view(B, -1, V, T)
+        if not self.has_global:
+            return self._local(z)
+        if not self.has_local:
+            return self._global(z)
+        return self._local(z[:, :C]) + self._global(z[:, C:])  # Eq. 10
+
+
+class Block(nn.Module):
+    """One of the ten: CTS, then DHT with the block's shortcut."""
+
+    def __init__(self, spatial_unit: CTS, temporal_unit: DHT, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.cts = spatial_unit
+        self.dht = temporal_unit
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, V, T) -> (B, C_out, V, T / stride)."""
+        out = self.dht(self.cts(x))
+        if self.shortcut is not None:
+            out = out + self.shortcut(x)
+        return torch.relu(out)
+
+
+class HGLNet(nn.Module):
+    """The skeleton encoder and its classifier.
+
+    Args:
+        num_classes: classes of the head.
+        skeleton: the joint layout (datasets_build/joints.py).
+        num_bodies: M; None: the layout's own number.
+        in_channels: coordinates a joint.
+        base_channels: width of the first four blocks, a multiple of 4; the features are 4 times as
+            wide. 64 as the parents.
+        spatial: which topologies CTS has: "both", "gsm" or "lse" alone, or CTR-GCN's ("ctr").
+        temporal: which paths DHT has.
+        num_subsets: K, 3 (self, inward, outward) or 1 (their sum).
+        num_heads_gsm: H of Eq. 2.
+        reduction: r of Eq. 1.
+        dropout: on the features, before the classifier.
+        similarity: S of Eq. 3: mean attention, cosine, or tanh(Q K^T / sqrt(V)).
+        distinctiveness: D of Eq. 3: tanh(mean |q - k|), tanh(mean(q - k)), or 1 - S.
+        modulation: Eq. 4: A + aA*S + bD, aA*S + bD ("additive"), or A + aA*S + bA*D
+            ("multiplicative").
+        topology_residual: what gamma adds in Eq. 5: X~ ("lifted") or A ("base").
+        energy: E of Eq. 6 from pairs of joints, or from X~ ("lifted").
+        correlation: A_T of Eq. 8: softmax, or the parent's tanh.
+
+    Raises:
+        ValueError: an unknown layout or choice, or widths that do not fit.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        skeleton: str = "ntu-25",
+        *,
+        num_bodies: int | None = None,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        spatial: Spatial = "both",
+        temporal: Temporal = "both",
+        num_subsets: int = 3,
+        num_heads_gsm: int = 5,
+        reduction: int = 8,
+        dropout: float = 0.0,
+        similarity: Similarity = "attention",
+        distinctiveness: Distinctiveness = "absolute",
+        modulation: Modulation = "residual",
+        topology_residual: TopologyResidual = "lifted",
+        energy: Energy = "pairwise",
+        correlation: Correlation = "softmax",
+    ) -> None:
+        super().__init__()
+        layout = skeleton_named(skeleton)
+        _check_choice("spatial", spatial, Spatial)
+        _check_choice("temporal", temporal, Temporal)
+        _check_choice("similarity", similarity, Similarity)
+        _check_choice("distinctiveness", distinctiveness, Distinctiveness)
+        _check_choice("modulation", modulation, Modulation)
+        _check_choice("topology_residual", topology_residual, TopologyResidual)
+        _check_choice("energy", energy, Energy)
+        _check_choice("correlation", correlation, Correlation)
+        if num_subsets not in (1, 3):
+            raise ValueError(f"num_subsets is {num_subsets}; choose 3 (self, inward, outward) or 1")
+        if base_channels < 4 or base_channels % 4:
+            raise ValueError(f"base_channels is {base_channels}; choose a multiple of 4")
+        if not 1 <= num_heads_gsm <= layout.num_joints:
+            raise ValueError(
+                f"num_heads_gsm is {num_heads_gsm}; choose 1 to {layout.num_joints}, "
+                f"the joints of {skeleton!r}"
+            )
+        graph = adjacency(layout)  # (3, V, V)
+        if num_subsets == 1:
+            graph = (graph.sum(dim=0, keepdim=True) > 0).float()
+            graph = graph / graph.sum(dim=1, keepdim=True)
+
+        self.skeleton = skeleton
+        self.num_classes = num_classes
+        self.num_bodies = num_bodies or layout.num_bodies
+        self.num_joints = layout.num_joints
+        self.in_channels = in_channels
+        self.num_features = 4 * base_channels
+        self.data_norm = nn.BatchNorm1d(self.num_bodies * self.num_joints * in_channels)
+        blocks = []
+        C_in = in_channels
+        for i, width in enumerate(_WIDTHS):
+            C_out = width * base_channels
+            stride = 2 if i in _STRIDED_BLOCKS else 1
+            spatial_unit = CTS(
+                C_in,
+                C_out,
+                graph=graph,
+                spatial=spatial,
+                num_heads=num_heads_gsm,
+                reduction=reduction,
+                similarity=similarity,
+                distinctiveness=distinctiveness,
+                modulation=modulation,
+                topology_residual=topology_residual,
+                energy=energy,
+            )
+            temporal_unit = DHT(C_out, stride=stride, temporal=temporal, correlation=correlation)
+            shortcut: nn.Module | None = None
+            if i > 0:
+                has_same_shape = C_in == C_out and stride == 1
+                shortcut = nn.Identity() if has_same_shape else Shortcut(C_in, C_out, stride=stride)
+            blocks.append(Block(spatial_unit, temporal_unit, shortcut))
+            C_in = C_out
+        self.blocks = nn.ModuleList(blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(C_in, num_classes)
+        nn.init.normal_(self.head.weight, std=math.sqrt(2.0 / num_classes))  # the parents'
+        nn.init.zeros_(self.head.bias)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """F_s (Eq. 11): the mean over frames, joints and bodies, (N, num_features).
+
+        Args:
+            x: (N, M, T, V, C).
+
+        Raises:
+            ValueError: other bodies, joints or coordinates than the model was made for.
+        """
+        N, M, T, V, C = x.shape
+        if (self.num_bodies, self.num_joints, self.in_channels) != (M, V, C):
+            raise ValueError(
+                f"a batch of {M} bodies, {V} joints and {C} coordinates was given to a model of "
+                f"{self.num_bodies}, {self.num_joints} and {self.in_channels} ({self.skeleton}); "
+                "use the layout and the number of bodies that the data set has"
+            )
+        x = x.permute(0, 1, 3, 4, 2).reshape(N, M * V * C, T)
+        x = self.data_norm(x).view(N * M, V, C, T)
+        x = x.transpose(1, 2).contiguous()  # (B, C, V, T)
+        for block in self.blocks:
+            x = block(x)
+        features = x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        return features.view(N, M, -1).mean(dim=1)  # (N, num_features)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits (N, num_classes) of features (N, num_features)."""
+        return self.head(self.dropout(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of skeletons (N, M, T, V, C)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")

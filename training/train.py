@@ -1,0 +1,275 @@
+"""Stage two: train one stream of one recipe. `run` is what `hoc train` calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets_build.dataset import SkeletonDataset, open_dataset
+from datasets_build.manifest import environment, read_json, sha256_file, write_json
+from datasets_build.progress import Progress, SilentProgress
+from datasets_build.protocols import Protocol, protocol_named
+from training.build import (
+    CONFIG_FILE,
+    METHODS,
+    RunRecord,
+    build_method,
+    class_entries,
+    pick_device,
+    read_run,
+)
+from training.checkpoint import (
+    LAST,
+    MADE_BY,
+    MODEL_FILE,
+    has_checkpoint,
+    load_weights,
+    read_request,
+    refuse_other_request,
+)
+from training.config import TrainConfig
+from training.evaluate import score_store
+from training.loop import fit, make_accelerator
+from training.methods.hocslm import HocSLMMethod
+from training.methods.method import Method, copy_state
+from training.metrics import accuracy
+from training.seeding import deterministic_kernels, seeded
+from training.skeleton_data import SkeletonStore, load_split, training_problems
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT_FILE = "environment.json"
+SUMMARY_FILE = "train.json"
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """How a training run ended.
+
+    Attributes:
+        folder: run folder.
+        epochs: epochs trained, over all starts.
+        steps: optimiser steps, over all starts.
+        num_samples: training samples of the split, repeats not counted.
+        num_parameters: trained numbers.
+        resumed_from: epochs that were already done when this start began.
+        already_finished: nothing was left to do.
+        seconds: wall time of the start that finished.
+        samples_per_s: training rate of that start.
+        metrics: the last training metrics (train/loss, train/accuracy, ...).
+    """
+
+    folder: Path
+    epochs: int
+    steps: int
+    num_samples: int
+    num_parameters: int
+    resumed_from: int
+    already_finished: bool
+    seconds: float
+    samples_per_s: float
+    metrics: dict[str, float]
+
+
+def run(config: TrainConfig, progress: Progress) -> TrainSummary:
+    """Train, or go on with, or find finished, the run of a recipe in its folder.
+
+    Args:
+        config: the resolved recipe.
+        progress: told of every logged step.
+
+    Raises:
+        ValueError: the recipe does not fit the data, or the folder holds another run.
+        FileNotFoundError: the data set or the run to start from is not there.
+        NonFiniteLossError: the loss is infinite or no number.
+        OSError: a checkpoint could not be written.
+    """
+    dataset = open_dataset(config.data.dataset)
+    protocol = protocol_named(config.data.protocol)
+    dataset.check_protocol(protocol)
+    request = {**config.request(), "dataset_fingerprint": dataset.fingerprint}
+    if config.method.init_from is not None:
+        request["init_weights_sha256"] = _weights_hash(config.method.init_from)
+    if has_checkpoint(config.out):
+        _, saved = read_request(config.out)
+        refuse_other_request(config.out, saved, request)
+        finished = _finished(config.out)
+        if finished is not None:
+            progress.message(f"{config.out} is already trained; nothing is left to do")
+            return finished
+    threads = torch.get_num_threads()
+    if config.loop.num_threads is not None:
+        torch.set_num_threads(config.loop.num_threads)
+    try:
+        with deterministic_kernels(config.loop.deterministic):
+            return _train(config, dataset, protocol, request, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    config: TrainConfig,
+    dataset: SkeletonDataset,
+    protocol: Protocol,
+    request: dict[str, Any],
+    progress: Progress,
+) -> TrainSummary:
+    loop = config.loop
+    accelerator = make_accelerator(loop, pick_device(loop.device))
+    device = accelerator.device
+    needs = METHODS[config.method.name].batch_needs
+    store = load_split(
+        dataset,
+        protocol,
+        "train",
+        config.data,
+        device=device,
+        with_captions="captions" in needs,
+        prompt_ids=config.method.prompt_ids,
+    )
+    _refuse_unfit(config, dataset, store)
+    record = RunRecord(
+        folder=config.out,
+        config=config,
+        dataset_name=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        skeleton=dataset.skeleton,
+        classes=class_entries(dataset),
+    )
+    with seeded(loop.seed, "weights"):
+        method = build_method(
+            config, num_classes=dataset.num_classes, skeleton=dataset.skeleton, device=device
+        )
+    if config.method.init_from is not None:
+        start_from(method, config.method.init_from, record)
+    if isinstance(method, HocSLMMethod):
+        store.tokenise(method.language_model.tokenize, config.method.max_caption_tokens)
+    num_parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    if accelerator.is_main_process:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / CONFIG_FILE, record.as_json())
+        write_json(config.out / ENVIRONMENT_FILE, _environment(method, device))
+    else:
+        progress = SilentProgress()
+    result = fit(
+        method,
+        store,
+        optim=config.optim,
+        loop=loop,
+        accelerator=accelerator,
+        folder=config.out,
+        request=request,
+        progress=progress,
+        evaluate=_evaluation(config, dataset, protocol, device),
+    )
+    summary = TrainSummary(
+        folder=config.out,
+        epochs=result.epochs,
+        steps=result.steps,
+        num_samples=len(store),
+        num_parameters=num_parameters,
+        resumed_from=result.resumed_from,
+        already_finished=False,
+        seconds=result.seconds,
+        samples_per_s=result.samples_per_s,
+        metrics=result.last,
+    )
+    if accelerator.is_main_process:
+        values = dataclasses.asdict(summary)
+        del values["folder"], values["already_finished"]
+        write_json(config.out / SUMMARY_FILE, values)
+    return summary
+
+
+def start_from(method: Method, run_folder: Path, ours: RunRecord) -> None:
+    """Give a method the encoder weights of a finished run, and those of SSF where both have it.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+        ValueError: it has other classes, another skeleton or another model.
+    """
+    theirs = read_run(run_folder)
+    if theirs.skeleton != ours.skeleton or theirs.classes != ours.classes:
+        raise ValueError(
+            f"method.init_from {run_folder} was trained on {theirs.dataset_name} "
+            f"({theirs.skeleton.name}, {len(theirs.classes)} classes), this run is on "
+            f"{ours.dataset_name} ({ours.skeleton.name}, {len(ours.classes)} classes); both need "
+            "the same skeleton and the same classes in the same order"
+        )
+    weights = load_weights(run_folder)
+    own = method.saved_state()
+    has_ssf = all(any(name.startswith("ssf.") for name in side) for side in (own, weights))
+    parts = ("encoder.", "ssf.") if has_ssf else ("encoder.",)
+    copy_state(own, weights, what=f"method.init_from {run_folder}", only=parts)
+
+
+def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: SkeletonStore) -> None:
+    problems = training_problems(
+        store, dataset.class_names, allow_empty_classes=config.data.allow_empty_classes
+    )
+    if store.num_picks < config.loop.batch_size:
+        problems.append(
+            f"an epoch has {store.num_picks} training samples, fewer than loop.batch_size "
+            f"{config.loop.batch_size}; lower it"
+        )
+    if config.data.view == "ucla" and dataset.skeleton.num_bodies != 1:
+        problems.append(
+            f'data.view "ucla" is for one body, layout {dataset.skeleton.name} has '
+            f'{dataset.skeleton.num_bodies}; use view = "ntu"'
+        )
+    if problems:
+        raise ValueError(
+            f"{dataset.folder} cannot be trained on as it is:\n  " + "\n  ".join(problems)
+        )
+
+
+def _evaluation(
+    config: TrainConfig, dataset: SkeletonDataset, protocol: Protocol, device: torch.device
+) -> Callable[[Method], dict[str, float]] | None:
+    """What scores the test split for the log of a run; None where that is not asked for."""
+    if not config.loop.evaluate_every_epochs:
+        return None
+    store = load_split(dataset, protocol, "test", config.data, device=device)
+    names = dataset.class_names
+
+    def evaluate(method: Method) -> dict[str, float]:
+        scores = score_store(method, store, batch_size=config.loop.batch_size)
+        measured = accuracy(scores, store.labels, names)
+        return {"test/top1": measured.top1, "test/mean_class": measured.mean_class}
+
+    return evaluate
+
+
+def _environment(method: Method, device: torch.device) -> dict[str, Any]:
+    values = {
+        **environment(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "num_threads": torch.get_num_threads(),
+    }
+    if isinstance(method, HocSLMMethod):
+        values["language_model"] = method.language_model.identity
+    return values
+
+
+def _finished(folder: Path) -> TrainSummary | None:
+    path = folder / SUMMARY_FILE
+    if not path.is_file():
+        return None
+    values = read_json(path, made_by=MADE_BY)
+    return TrainSummary(folder=folder, already_finished=True, **values)
+
+
+def _weights_hash(run_folder: Path) -> str:
+    path = run_folder / LAST / MODEL_FILE
+    if not has_checkpoint(run_folder):
+        raise FileNotFoundError(
+            f"method.init_from {run_folder} holds no checkpoint; give the folder of a finished "
+            f"`{MADE_BY}` run"
+        )
+    return sha256_file(path)

@@ -1,0 +1,316 @@
+"""From ragged skeleton clips to what a model sees: batched, on the training device.
+
+Shapes: N samples, M bodies, Tmax frames of the longest clip, T frames out, V joints, C coordinates.
+
+A ragged batch is a padded tensor (N, M, Tmax, V, C) and `lengths` (N,), the real number of frames
+of each clip; what lies behind a clip's length is never read. The two views follow CTR-GCN's feeders
+(shared/design/protocols.md sections 3 and 5), written as gathers: no sample is touched alone.
+
+Randomness: every view takes its uniform numbers as a tensor, `draws` (N, number), made by
+`sample_draws` from (seed, epoch, sample_id) alone. Order, batch size, workers, restarts and the
+device therefore do not change what a sample becomes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele, Lea and Flood, OOPSLA 2014)
+_MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+NTU_DRAWS = 5  # crop length, crop start, three angles
+UCLA_MAX_ANGLE_DEG = 60  # CTR-GCN feeders/feeder_ucla.py
+_UCLA_COPIES = 100  # the pool that frames are drawn from holds each frame this often (ibid.)
+
+
+# --- draws -------------------------------------------------------------------------------------
+
+
+def sample_key(sample_id: str) -> int:
+    """A stable 63-bit number for a sample_id, the same on every machine."""
+    digest = hashlib.blake2b(sample_id.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(z: int) -> int:
+    """The splitmix64 finaliser on Python integers."""
+    z = ((z ^ (z >> 30)) * _MIX1) & _MASK64
+    z = ((z ^ (z >> 27)) * _MIX2) & _MASK64
+    return z ^ (z >> 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch shifts arithmetically)."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix_tensor(z: Tensor) -> Tensor:
+    """The splitmix64 finaliser on int64 tensors; products wrap modulo 2^64."""
+    z = (z ^ _shifted(z, 30)) * _signed(_MIX1)
+    z = (z ^ _shifted(z, 27)) * _signed(_MIX2)
+    return z ^ _shifted(z, 31)
+
+
+def sample_draws(seed: int, epoch: int, sample_keys: Tensor, num: int) -> Tensor:
+    """Uniform numbers that depend on (seed, epoch, sample) only, equal on every device.
+
+    Args:
+        seed: the run's seed.
+        epoch: counted from 0; for samples repeated within an epoch, give each pass its own number.
+        sample_keys: (N,) int64, from sample_key.
+        num: how many numbers a sample gets.
+
+    Returns:
+        (N, num) float32 in [0, 1), multiples of 2^-24; the first numbers do not depend on `num`.
+    """
+    run = _mix(_mix((seed + _GOLDEN) & _MASK64) ^ ((epoch * _GOLDEN) & _MASK64))
+    start = _mix_tensor(sample_keys ^ _signed(run))  # (N,)
+    steps = torch.arange(1, num + 1, device=sample_keys.device) * _signed(_GOLDEN)  # (num,)
+    bits = _mix_tensor(start[:, None] + steps)  # (N, num)
+    return _shifted(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def _uniform_integer(draw: Tensor, count: Tensor) -> Tensor:
+    """Integers 0 .. count - 1 from uniform numbers; rounding never reaches `count`."""
+    return torch.minimum((draw * count).floor().long(), count - 1)
+
+
+# --- shared steps --------------------------------------------------------------------------------
+
+
+def _take_frames(x: Tensor, index: Tensor) -> Tensor:
+    """Frames `index` (N, T) of x (N, M, Tmax, V, C): (N, M, T, V, C)."""
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    return x.transpose(1, 2)[rows, index].transpose(1, 2)
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (N, M, T, V, 3) with every coordinate vector p replaced by R p, R (N, 3, 3)."""
+    n, m, t, v, c = x.shape
+    # Sums of three products, not matmul: the same in float32 whatever TF32 or autocast say.
+    flat = x.reshape(n, m * t * v, 1, c)
+    return (flat * rotation[:, None].to(x.dtype)).sum(-1).view(n, m, t, v, c)
+
+
+def _axis_rotations(angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotations (N, 3, 3) about x, y and z by angles (N, 3) in radians (CTR-GCN's signs)."""
+    cos, sin = angles.cos().unbind(1), angles.sin().unbind(1)
+    zero, one = torch.zeros_like(cos[0]), torch.ones_like(cos[0])
+
+    def matrix(*entries: Tensor) -> Tensor:
+        return torch.stack(entries, dim=-1).view(-1, 3, 3)
+
+    about_x = matrix(one, zero, zero, zero, cos[0], sin[0], zero, -sin[0], cos[0])
+    about_y = matrix(cos[1], zero, -sin[1], zero, one, zero, sin[1], zero, cos[1])
+    about_z = matrix(cos[2], sin[2], zero, -sin[2], cos[2], zero, zero, zero, one)
+    return about_x, about_y, about_z
+
+
+def _compose(a: Tensor, b: Tensor) -> Tensor:
+    """a b for (N, 3, 3), in full precision."""
+    return (a[:, :, :, None] * b[:, None, :, :]).sum(2)
+
+
+def crop_and_resize(
+    x: Tensor, lengths: Tensor, *, start: Tensor, size: Tensor, num_frames: int
+) -> Tensor:
+    """The frames start .. start + size - 1 of each clip, resized linearly in time.
+
+    Equal to F.interpolate(mode="bilinear", align_corners=False) along time alone, as one gather and
+    one lerp. A clip of one frame repeats it; a clip of no frame gives zeros.
+
+    Args:
+        x: (N, M, Tmax, V, C) padded clips.
+        lengths: (N,) int64, real frames.
+        start: (N,) int64, first frame of the crop.
+        size: (N,) int64, frames in the crop, start + size <= lengths.
+        num_frames: T, frames out.
+
+    Returns:
+        (N, M, T, V, C).
+    """
+    real = torch.promote_types(x.dtype, torch.float32)
+    step = (size.to(real) / num_frames)[:, None]  # (N, 1)
+    position = (torch.arange(num_frames, device=x.device, dtype=real) + 0.5) * step - 0.5
+    position = position.clamp(min=0.0)  # (N, T)
+    low = position.floor()
+    weight = (position - low).to(x.dtype)[:, None, :, None, None]  # (N, 1, T, 1, 1)
+    last = (size - 1).clamp(min=0)[:, None]
+    first = torch.minimum(low.long(), last)
+    second = torch.minimum(first + 1, last)
+    offset = start[:, None]
+    before = _take_frames(x, first + offset)
+    after = _take_frames(x, second + offset)  # (N, M, T, V, C)
+    resized = before * (1.0 - weight) + after * weight
+    return resized * (lengths > 0)[:, None, None, None, None]
+
+
+# --- the two views -------------------------------------------------------------------------------
+
+
+def ntu_view(
+    x: Tensor,
+    lengths: Tensor,
+    *,
+    num_frames: int = 64,
+    training: bool,
+    draws: Tensor | None = None,
+    min_crop: float = 0.5,
+    rotation_rad: float = 0.3,
+) -> Tensor:
+    """CTR-GCN's NTU view: crop, linear resize to `num_frames`, and for training a small rotation.
+
+    Training: a share p ~ U(min_crop, 1) of the clip, at least `num_frames` frames and at most all,
+    from a uniform start; then R = Rz Ry Rx with angles ~ U(-rotation_rad, rotation_rad), one R a
+    clip. Test: the middle 95 %. Absent (all-zero) bodies stay zero.
+
+    Args:
+        x: (N, M, Tmax, V, C); only C = 3 is rotated, other layouts are cropped and resized only.
+        lengths: (N,) int64.
+        num_frames: T; CTR-GCN's 64 is also its least crop length.
+        training: random crop and rotation, or the centre crop.
+        draws: (N, at least NTU_DRAWS) uniform numbers; needed for training only.
+        min_crop: training: the smallest share of a clip that is kept.
+        rotation_rad: training: the largest angle about each axis, radians.
+
+    Returns:
+        (N, M, T, V, C).
+
+    Raises:
+        ValueError: training without enough draws.
+    """
+    if not training:
+        # int((1 - 0.95) * length / 2) of the original equals length // 40 in its doubles.
+        start = lengths // 40
+        return crop_and_resize(
+            x, lengths, start=start, size=lengths - 2 * start, num_frames=num_frames
+        )
+    draws = _checked_draws(draws, NTU_DRAWS)
+    share = min_crop + (1.0 - min_crop) * draws[:, 0]
+    size = (share * lengths).floor().long().clamp(min=num_frames)
+    size = torch.minimum(size, lengths)
+    start = _uniform_integer(draws[:, 1], lengths - size + 1)
+    view = crop_and_resize(x, lengths, start=start, size=size, num_frames=num_frames)
+    if x.shape[-1] != 3:
+        return view
+    angles = (2.0 * draws[:, 2:5] - 1.0) * rotation_rad
+    about_x, about_y, about_z = _axis_rotations(angles)
+    return _rotate(view, _compose(about_z, _compose(about_y, about_x)))
+
+
+def ucla_view(
+    x: Tensor,
+    lengths: Tensor,
+    *,
+    num_frames: int = 52,
+    training: bool,
+    draws: Tensor | None = None,
+    centre: int = 1,
+) -> Tensor:
+    """CTR-GCN's NW-UCLA view: centre, rotate (training), scale each axis to [-1, 1], sample frames.
+
+    The middle of the spine in frame 0 becomes the origin; for training the clip is turned by
+    independent whole degrees in [-60, 60] about x and y; each axis is then stretched so that its
+    smallest and largest value over the whole clip are -1 and 1 (which cancels the original's random
+    scale: left out). Frames: training draws `num_frames` of a pool that holds each frame 100 times,
+    without replacement, in order; test takes int(linspace(0, length - 1, num_frames)).
+    An axis without extent, a division by zero in the original, becomes 0.
+
+    Args:
+        x: (N, 1, Tmax, V, 3).
+        lengths: (N,) int64, at least 1.
+        num_frames: T.
+        training: random view, or the test view.
+        draws: (N, at least ucla_num_draws(num_frames)) uniform numbers; needed for training only.
+        centre: index of the joint that becomes the origin.
+
+    Returns:
+        (N, 1, T, V, 3), dtype of x.
+
+    Raises:
+        ValueError: training without enough draws, more than one body, or other than 3 coordinates.
+    """
+    _, m, t_max, _, c = x.shape
+    if m != 1 or c != 3:
+        raise ValueError(
+            f"the NW-UCLA view takes one body with 3 coordinates, got {m} bodies with {c}; "
+            "set the view to 'ntu' in the recipe for this data set"
+        )
+    dtype = x.dtype
+    # Double precision: metres away from the camera, stretched by up to an order of magnitude.
+    x = x.double() if x.device.type != "mps" else x
+    x = x - x[:, :, :1, centre : centre + 1]
+    if training:
+        draws = _checked_draws(draws, ucla_num_draws(num_frames))
+        count = torch.full_like(lengths, 2 * UCLA_MAX_ANGLE_DEG + 1)
+        degrees = torch.stack([_uniform_integer(draws[:, i], count) for i in range(2)], dim=1)
+        angles = (degrees - UCLA_MAX_ANGLE_DEG).to(x.dtype) * (math.pi / 180.0)  # (N, 2)
+        about_x, about_y, _ = _axis_rotations(torch.nn.functional.pad(angles, (0, 1)))
+        # The original multiplies row vectors, p Ry Rx; for columns that is (Ry Rx)^T.
+        x = _rotate(x, _compose(about_y, about_x).transpose(1, 2))
+    frames = torch.arange(t_max, device=x.device)
+    is_real = (frames < lengths[:, None])[:, None, :, None, None]  # (N, 1, Tmax, 1, 1)
+    low = x.masked_fill(~is_real, math.inf).amin(dim=(1, 2, 3), keepdim=True)
+    high = x.masked_fill(~is_real, -math.inf).amax(dim=(1, 2, 3), keepdim=True)  # (N, 1, 1, 1, 3)
+    extent = high - low
+    has_extent = extent > 0
+    scaled = (x - low) / torch.where(has_extent, extent, 1.0) * 2.0 - 1.0
+    scaled = torch.where(has_extent, scaled, 0.0)
+    if training:
+        index = _pool_sample(lengths, draws[:, 2 : 2 + num_frames])  # type: ignore[index]
+    else:
+        index = _even_frames(t_max, num_frames).to(x.device)[lengths]
+    return _take_frames(scaled, index).to(dtype)
+
+
+def ucla_num_draws(num_frames: int) -> int:
+    """Uniform numbers a sample that ucla_view takes for training: two angles and each frame."""
+    return 2 + num_frames
+
+
+def _checked_draws(draws: Tensor | None, num: int) -> Tensor:
+    if draws is None or draws.shape[1] < num:
+        got = "none" if draws is None else str(draws.shape[1])
+        raise ValueError(
+            f"the training view needs {num} draws a sample, got {got}; see sample_draws"
+        )
+    return draws
+
+
+def _pool_sample(lengths: Tensor, draws: Tensor) -> Tensor:
+    """Sorted frames (N, T) drawn without replacement from 100 copies of range(length).
+
+    Floyd's algorithm: the i-th of T steps draws from 0 .. P - T + i (P the pool's size) and takes
+    the upper end itself where the drawn place is already taken; every subset is equally likely.
+    """
+    num = draws.shape[1]
+    pool = lengths * _UCLA_COPIES  # (N,)
+    places: list[Tensor] = []
+    for i in range(num):
+        top = pool - num + i
+        place = _uniform_integer(draws[:, i], top + 1)
+        if places:
+            is_taken = (torch.stack(places, dim=1) == place[:, None]).any(1)
+            place = torch.where(is_taken, top, place)
+        places.append(place)
+    return torch.stack(places, dim=1).sort(dim=1).values // _UCLA_COPIES
+
+
+@lru_cache(maxsize=32)
+def _even_frames(max_length: int, num_frames: int) -> Tensor:
+    """A (max_length + 1, T) table: row L is int(linspace(0, L - 1, T)), with NumPy's rounding."""
+    rows = [np.linspace(0, max(length - 1, 0), num_frames) for length in range(max_length + 1)]
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
