@@ -75,6 +75,7 @@ Correlation = Literal["softmax", "tanh"]
 _WIDTHS = (1, 1, 1, 1, 2, 2, 2, 4, 4, 4)  # channels of the ten blocks in units of base_channels
 _STRIDED_BLOCKS = (4, 7)  # 0-based
 _TEMPORAL_HEADS = 4  # LG-SGNet's J-GTM
+_TEMPORAL_HEAD_WIDTH = 4  # the least: its width where C = 64; narrower models have fewer heads
 _SPATIAL_BN_WEIGHT = 1e-6  # LG-SGNet and CTR-GCN: the block starts as its residual
 
 
@@ -275,8 +276,10 @@ class LSE(nn.Module):
         """A_L on the edges: (B, C_out, Q) from the time means (B, C_in, V)."""
         B, _, V = pooled.shape
         K, _, R = self.expand.shape
-        psi = _pointwise(pooled, self.psi).view(B, K, R, V)
-        phi = _pointwise(pooled, self.phi).view(B, K, R, V) if self.energy == "pairwise" else None
+        psi = _pointwise(pooled, self.psi).view(B, K, R, V).unbind(1)
+        phi = psi
+        if self.energy == "pairwise":
+            phi = _pointwise(pooled, self.phi).view(B, K, R, V).unbind(1)
         weights: list[Tensor] = []
         edges = zip(
             self.target.split(self.num_edges),
@@ -285,9 +288,9 @@ class LSE(nn.Module):
             strict=True,
         )
         for k, (target, source, a) in enumerate(edges):
-            at_target = psi[:, k, :, target]  # (B, R, Q_k)
-            if phi is not None:
-                relation = torch.tanh(at_target - phi[:, k, :, source])
+            at_target = psi[k][:, :, target]  # (B, R, Q_k)
+            if self.energy == "pairwise":
+                relation = torch.tanh(at_target - phi[k][:, :, source])
             else:
                 relation = at_target * self.lift_weight[k, source] + self.lift_bias[k, source]
             E = torch.relu(a + torch.matmul(self.epsilon[k] * self.expand[k], relation))
@@ -389,7 +392,7 @@ class CTS(nn.Module):
         composite = dense.permute(0, 2, 3, 1, 4).reshape(B, C, V * K * V)
         if self.lse is not None:
             local = _scaled(self.lse(pooled), self.lambda_local)  # (B, C, Q)
-            composite = composite.index_add(2, self.lse.place, local)
+            composite.index_add_(2, self.lse.place, local)  # fresh: nothing else holds it
         return composite.view(B, C, V, K * V)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -405,7 +408,7 @@ class CTS(nn.Module):
         features = features.view(-1, self.K * V, T)  # (B*C_out, K*V, T)
         y = torch.bmm(A.view(-1, V, self.K * V).to(features.dtype), features)  # (B*C_out, V, T)
         y = self.norm(y.view(B, -1, V, T))
-        return torch.relu(y + self.down(x))
+        return y.add_(self.down(x)).relu_()
 
 
 class Shortcut(nn.Module):
@@ -447,7 +450,7 @@ class DHT(nn.Module):
             self.dilated_conv = _init_conv(torch.empty(branch, branch, 1, 5), branch * 5)
             self.local_norm = nn.BatchNorm2d(C)
         if self.has_global:  # Q, K, V
-            self.heads = math.gcd(_TEMPORAL_HEADS, branch)
+            self.heads = math.gcd(_TEMPORAL_HEADS, max(branch // _TEMPORAL_HEAD_WIDTH, 1))
             rows.append(_init_conv(torch.empty(3 * branch, C), branch).data)
             self.output = _init_conv(torch.empty(C, branch, 1, 3), C * 3)
             self.global_norm = nn.BatchNorm2d(C)
@@ -457,16 +460,16 @@ class DHT(nn.Module):
             self.eta_local = nn.Parameter(torch.ones(()))
         self.project = nn.Parameter(torch.cat(rows))
 
-    def _local(self, z: Tensor) -> Tensor:
-        """LTC, Eq. 9, from the 1x1 maps of its branches (B, C, V, T): (B, C, V, T / stride)."""
+    def _local(self, z: Tensor, last: Tensor) -> Tensor:
+        """LTC, Eq. 9, from the 1x1 maps of its first three branches and of the last."""
         s, b = self.stride, self.branch
-        inner = torch.relu(self.inner_norm(z[:, : 3 * b]))
+        inner = self.inner_norm(z).relu_()  # (B, 3C/4, V, T)
         first, second, third = inner.split(b, dim=1)
         parts = (
             F.conv2d(first, self.conv, stride=(1, s), padding=(0, 2)),
             F.conv2d(second, self.dilated_conv, stride=(1, s), padding=(0, 4), dilation=(1, 2)),
             F.max_pool2d(third, (1, 3), stride=(1, s), padding=(0, 1)),
-            z[:, 3 * b :, :, ::s],
+            last[..., ::s],
         )
         return _batch_norm(torch.cat(parts, dim=1), self.local_norm, self.eta_local)
 
@@ -491,13 +494,15 @@ class DHT(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """(B, C, V, T) -> (B, C, V, ceil(T / stride))."""
-        B, C, V, T = y.shape
+        B, _, V, T = y.shape
+        b = self.branch
         z = _pointwise(y.flatten(2), self.project).view(B, -1, V, T)
         if not self.has_global:
-            return self._local(z)
+            return self._local(*z.split((3 * b, b), dim=1))
         if not self.has_local:
             return self._global(z)
-        return self._local(z[:, :C]) + self._global(z[:, C:])  # Eq. 10
+        inner, last, attention = z.split((3 * b, b, 3 * b), dim=1)
+        return self._local(inner, last).add_(self._global(attention))  # Eq. 10
 
 
 class Block(nn.Module):
@@ -513,8 +518,8 @@ class Block(nn.Module):
         """(B, C_in, V, T) -> (B, C_out, V, T / stride)."""
         out = self.dht(self.cts(x))
         if self.shortcut is not None:
-            out = out + self.shortcut(x)
-        return torch.relu(out)
+            out = out.add_(self.shortcut(x))
+        return out.relu_()
 
 
 class HGLNet(nn.Module):

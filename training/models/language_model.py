@@ -35,6 +35,7 @@ from transformers import (
     DynamicCache,
 )
 from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,8 @@ class FrozenLanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             has_vision = hasattr(config, "text_config") and hasattr(config, "vision_config")
             auto = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
-            model = auto.from_pretrained(source, revision=revision, dtype=dtype)
+            with _without_bars():
+                model = auto.from_pretrained(source, revision=revision, dtype=dtype)
             folder = Path(str(cached_file(source, "config.json", revision=revision))).parent
         text_config = config.get_text_config()
         for key in _ODD_HEADS:
@@ -440,6 +442,18 @@ def _explained(name: str) -> Iterator[None]:
             f"language model {name!r} cannot be used: {_first_line(error)}; choose a causal "
             "language model or a vision-language model with a text decoder"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers' own bars off: the terminal belongs to the caller."""
+    shows_bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows_bars:
+            hf_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
