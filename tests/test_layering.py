@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: imports run one way, names resolve here, help is quick."""
+"""House rules that a reader relies on: imports run one way, names resolve here, help is quick."""
 
 from __future__ import annotations
 

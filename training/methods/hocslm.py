@@ -13,7 +13,7 @@ the head is not, so that the phases of strategies T1 and T2 are plain settings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,15 @@ class HocSLMMethod(Method):
     Args:
         encoder: a model of training/models with forward_features and forward_head.
         ssf: features -> the prefix that the language model reads.
-        language_model: frozen, and no module: it is neither moved, trained nor saved; its tokens are
-            those of the batches.
+        language_model: frozen, and no module: it is neither moved, trained nor saved; its tokens
+            are those of the batches.
         lambda_gen: weight of the caption loss.
         lambda_cls: weight of the cross-entropy.
         freeze: parts that keep their weights.
     """
 
     batch_needs: ClassVar[frozenset[str]] = frozenset({"captions"})
+    encoder: Any  # torch's types know no forward_features on an nn.Module
 
     def __init__(
         self,
