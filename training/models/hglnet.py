@@ -39,12 +39,15 @@ reconstruction of shared/design/models.md section 1.2-1.3, whose alternatives ar
 - R = C_in / 8, at least 2, and 8 for the raw coordinates (the parents' 8 up to C_in = 9).
 - H = 5 heads divide 25 and 20 joints. Where H does not divide V (17), the V columns are split into
   H runs whose lengths differ by at most one, and each head is scaled by its own length.
+- GTA's heads are at least 4 wide, its width where C = 64: narrower models have fewer than 4.
 - D of Eq. 3 averages over all V columns of Q and K, whatever the heads.
 - Initial values: w = 1, b = 0 (the parent's repeat), alpha = beta = gamma = eps = 0,
   lambda = lambda_G = lambda_L = 1 (lambda_G = 0 would leave alpha, beta, gamma without gradient),
   eta_G = 0, eta_L = 1.
 - LSE's MLP is Linear(Q_k, Q_k), ReLU, Linear(Q_k, Q_k), Q_k the entries of its subset. With K = 1
   there is one subset, all edges and self loops, column-normalised.
+- Eqs. 2 and 7 together grow with the square of their input, A_G being linear in it; only the BN
+  behind them bounds a block. Nothing was added to tame that: in evaluation the statistics must fit.
 - No 1x1 map has a bias: before a BN it would be cancelled, and in Theta it costs a pass over the
   largest tensor. The parents have biases there.
 - spatial = "ctr" is CTR-GCN's channel-wise topology A_k + alpha W tanh(psi_i - phi_j), the baseline
