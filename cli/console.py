@@ -111,7 +111,7 @@ class PlainProgress:
         """See Progress.start."""
         self.finish()
         self._stage, self._total, self._unit = stage, total, unit
-        self._done = self._failed = 0
+        self._done = self._failed = self._said = 0
         self._note = ""
         self._begun = self._last_line = self._clock()
 
@@ -133,12 +133,17 @@ class PlainProgress:
     def finish(self) -> None:
         """See Progress.finish."""
         if self._stage:
-            self._print_line()
+            if self._said != self._done or not self._done:
+                self._print_line()
             self._stage = ""
 
     def _print_line(self) -> None:
+        self._said = self._done
         elapsed = max(self._clock() - self._begun, 1e-9)
         rate = self._done / elapsed
+        if self._total is None and not self._done:  # a stage that counts nothing
+            err.print(f"{self._stage}: {elapsed:.0f} s", markup=False)
+            return
         line = f"{self._stage}: {self._done}"
         if self._total is not None:
             line += f"/{self._total}"

@@ -21,7 +21,7 @@ def test_plain_progress_prints_a_line_only_every_ten_seconds_and_at_the_end(
     clock = Clock()
     progress = PlainProgress(clock)
     progress.start("caption", 40, unit="clips")
-    for _ in range(20):
+    for _ in range(25):
         clock.now += 1.0
         progress.advance(1, num_failed=int(clock.now == 3.0))
     progress.finish()
@@ -29,7 +29,22 @@ def test_plain_progress_prints_a_line_only_every_ten_seconds_and_at_the_end(
     assert lines == [
         "caption: 10/40 clips, 1.0/s, 10 s, 30 s left, 1 failed",
         "caption: 20/40 clips, 1.0/s, 20 s, 20 s left, 1 failed",
-        "caption: 20/40 clips, 1.0/s, 20 s, 20 s left, 1 failed",
+        "caption: 25/40 clips, 1.0/s, 25 s, 15 s left, 1 failed",
+    ]
+
+
+def test_plain_progress_does_not_say_the_same_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = PlainProgress(clock)
+    progress.start("caption", 1)
+    clock.now += 11.0
+    progress.advance(1)
+    progress.finish()
+    progress.start("listing", None)
+    progress.finish()
+    assert capsys.readouterr().err.splitlines() == [
+        "caption: 1/1 samples, 0.1/s, 11 s",
+        "listing: 0 s",
     ]
 
 
