@@ -22,7 +22,7 @@ from datasets_build.progress import Progress
 from training.config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
 from training.methods.hocslm import HocSLMMethod
-from training.seeding import deterministic_kernels
+from training.seeding import cpu_threads, deterministic_kernels
 from training.skeleton_data import SkeletonStore, load_split, one_clip
 
 # text, class name -> whether the text names that action
@@ -112,7 +112,8 @@ def run(
     stores = _stores(config, loaded)
     progress.start("describe", sum(len(store) for store, _ in stores), unit="clips")
     found: dict[str, Description] = {}
-    with deterministic_kernels(loaded.record.config.loop.deterministic):
+    loop = loaded.record.config.loop
+    with cpu_threads(loop.num_threads), deterministic_kernels(loop.deterministic):
         for store, labels in stores:
             for start in range(0, len(store), config.batch_size):
                 entries = _described(config, loaded, method, store, labels, start, names_action)

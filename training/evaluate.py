@@ -28,7 +28,7 @@ from training.metrics import (
     write_confusion_csv,
     write_confusion_png,
 )
-from training.seeding import deterministic_kernels, seeded
+from training.seeding import cpu_threads, deterministic_kernels, seeded
 from training.skeleton_data import SkeletonStore, load_split
 
 SCORE_SCHEMA = pa.schema(
@@ -124,7 +124,8 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
     store = load_split(
         loaded.dataset, loaded.protocol, config.split, record.config.data, device=loaded.device
     )
-    with deterministic_kernels(record.config.loop.deterministic):
+    loop = record.config.loop
+    with cpu_threads(loop.num_threads), deterministic_kernels(loop.deterministic):
         scores = score_store(loaded.method, store, batch_size=config.batch_size, progress=progress)
     if not np.isfinite(scores).all():
         raise ValueError(f"the scores of {config.run} are not finite; train it again")

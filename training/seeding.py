@@ -41,6 +41,18 @@ def seeded(seed: int, purpose: str, *counters: int) -> Iterator[None]:
 
 
 @contextmanager
+def cpu_threads(wanted: int | None) -> Iterator[None]:
+    """Within it torch computes with that many CPU threads; None changes nothing."""
+    before = torch.get_num_threads()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Within it, if wanted, torch takes bit-reproducible kernels only, or raises."""
     if not wanted:

@@ -39,7 +39,7 @@ from training.loop import fit, make_accelerator
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method, copy_state
 from training.metrics import accuracy
-from training.seeding import deterministic_kernels, seeded
+from training.seeding import cpu_threads, deterministic_kernels, seeded
 from training.skeleton_data import SkeletonStore, load_split, training_problems
 
 logger = logging.getLogger(__name__)
@@ -103,14 +103,8 @@ def run(config: TrainConfig, progress: Progress) -> TrainSummary:
         if finished is not None:
             progress.message(f"{config.out} is already trained; nothing is left to do")
             return finished
-    threads = torch.get_num_threads()
-    if config.loop.num_threads is not None:
-        torch.set_num_threads(config.loop.num_threads)
-    try:
-        with deterministic_kernels(config.loop.deterministic):
-            return _train(config, dataset, protocol, request, progress)
-    finally:
-        torch.set_num_threads(threads)
+    with cpu_threads(config.loop.num_threads), deterministic_kernels(config.loop.deterministic):
+        return _train(config, dataset, protocol, request, progress)
 
 
 def _train(
