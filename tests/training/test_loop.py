@@ -182,9 +182,9 @@ def test_run_folder_says_what_made_it(recipe: Recipe) -> None:
 
 
 def test_training_learns_the_small_classes(recipe: Recipe) -> None:
-    config = recipe(loop={"epochs": 12, "batch_size": 6}, optim={"lr": 1e-2})
+    config = recipe(loop={"epochs": 30, "batch_size": 6}, optim={"lr": 1e-2})
     summary = run(config, SilentProgress())
-    assert summary.metrics["train/accuracy"] > 0.6  # 0.83 measured, chance is 0.33
+    assert summary.metrics["train/accuracy"] > 0.9  # chance is 0.33
 
 
 def test_too_large_a_batch_and_empty_classes_are_told_before_the_first_step(
