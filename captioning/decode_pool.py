@@ -19,15 +19,19 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from captioning.decode_worker import READY
 
 START_TIMEOUT_S = 120.0  # our choice: a busy file system may take long to import PyAV
+_AHEAD = 4  # our choice: calls waiting for each worker; enough that none of them is ever idle
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,40 @@ class DecodePool:
                     raise RuntimeError(self._failure)
                 self._changed.wait()
             return self._outcomes.pop(ticket)
+
+    def outcomes(
+        self, calls: Iterable[tuple[Key, Callable[[], Any]]]
+    ) -> Iterator[tuple[Key, Outcome]]:
+        """Run many calls, a few ahead of the workers, and give the outcomes as they come.
+
+        Args:
+            calls: a key of the caller's own and a call; they are taken as needed.
+
+        Returns:
+            Each key with its outcome, in any order: a call that hangs holds nobody up.
+
+        Raises:
+            RuntimeError: the worker processes do not start, or the pool was closed.
+        """
+        waiting = iter(calls)
+        keys: dict[int, Key] = {}
+        while True:
+            for key, call in islice(waiting, self.num_workers * _AHEAD - len(keys)):
+                keys[self.submit(call)] = key
+            if not keys:
+                return
+            ticket = self._wait_for_one_of(keys)
+            yield keys.pop(ticket), self.take(ticket)
+
+    def _wait_for_one_of(self, tickets: Collection[int]) -> int:
+        with self._changed:
+            while True:
+                for ticket in tickets:
+                    if ticket in self._outcomes:
+                        return ticket
+                if self._failure is not None:
+                    raise RuntimeError(self._failure)
+                self._changed.wait()
 
     def close(self) -> None:
         """Kill the workers; calls that were not taken are lost."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
 import av.logging
 
 # Imported here so that a call's deadline does not pay for it.
-from captioning.frames import VideoError
+from captioning.frames import VideoError, reason_of
 
 READY = "ready"
 
@@ -37,8 +36,7 @@ def main(descriptor: int) -> None:
         except VideoError as error:
             reply = (None, str(error))
         except Exception as error:
-            line = "".join(traceback.format_exception_only(error)).strip()
-            reply = (None, line)
+            reply = (None, reason_of(error))
         try:
             pipe.send(reply)
         except OSError:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from captioning.checks import classify, clean_caption
 from captioning.config import CaptionConfig
 from captioning.decode_pool import DecodePool
-from captioning.engines.interface import Engine, EngineClip, Generated, OutOfMemoryError
+from captioning.engines.interface import Engine, EngineClip, Failed, Generated, OutOfMemoryError
 from captioning.frames import read_frames
-from captioning.inputs import Video
-from captioning.journal import FAILED_STATUSES, Journal, Row
-from captioning.plan import Clip, Plan, plan_clip, request_key
-from captioning.probe import probe_of, probe_video
+from captioning.journal import FAILED_STATUSES, BusyError, Journal, Row
+from captioning.plan import Clip, Plan, Planner, request_key
+from captioning.probe import Probe, probe_of, probe_video
 from captioning.prompt_files import Prompt
+from captioning.results import journal_path, read_result, write_result, writing
 from datasets_build import schema
 from datasets_build.progress import Progress
 
@@ -31,138 +32,280 @@ BATCHES_AHEAD = 2  # our choice: batches being decoded while one is generated; b
 MAX_ERRORS_IN_A_ROW = 3  # our choice: then it is not the clips
 
 
+Problems = dict[str, tuple[str, str]]  # sample_id: (status, reason)
+Failures = dict[tuple[str, str], tuple[str, str]]  # (sample_id, prompt_id): (status, reason)
+
+
+@dataclass
+class Work:
+    """One batch on its way.
+
+    Attributes:
+        shard: the number of its shard.
+        journal: of the shard.
+        number: of the batch in the plan; None for a clip that is tried again on its own.
+        clips: what to caption; none where only the shard is to be written.
+        ends_shard: after it the shard is written.
+        tickets: the calls that decode the clips; None where there is nothing to decode.
+    """
+
+    shard: int
+    journal: Journal
+    number: int | None
+    clips: tuple[Clip, ...]
+    ends_shard: bool = False
+    tickets: list[int | None] = field(default_factory=list)
+
+
 @dataclass
 class Session:
-    """One call of `run` from the plan on: what it works with, and what it counted and measured."""
+    """One process's part of a run: what it works with, and what it counted and measured.
+
+    With `is_sharing`, other processes work on the same shards and tell of them themselves.
+    """
 
     config: CaptionConfig
+    folder: Path
     engine: Engine
     prompts: Sequence[Prompt]
     plan: Plan
-    journal: Journal
+    planner: Planner
     pool: DecodePool
     progress: Progress
+    is_sharing: bool = False
     is_loaded: bool = False
     num_generated_clips: int = 0
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
-    load_s: float = 0.0
     wait_s: float = 0.0  # the engine waited for frames
-    generate_s: float = 0.0
-    batches_s: float = 0.0
+    busy_s: float = 0.0  # from the first batch to the last, without loading the model
     errors_in_a_row: int = 0
     splits: list[int] = field(default_factory=list)
 
-    def run_batches(self) -> None:
-        """Execute the planned batches that the journal does not hold."""
-        self.progress.start("caption", self.plan.num_clips, unit="clips")
-        batches = self.plan.batches
-        done = sum(len(batch) for number, batch in enumerate(batches) if number in self.journal)
-        self.progress.advance(done)
-        todo = [number for number in range(len(batches)) if number not in self.journal]
-        for position, rows in self._execute([batches[number] for number in todo]):
-            self.journal.add_batch(todo[position], rows, splits=self.splits)
-            self._advance(rows)
-        self.progress.finish()
+    def run_shards(self, shards: Sequence[int], *, wait: bool = True) -> None:
+        """Work on the unfinished ones of these shards until they are written.
 
-    def retry(self, clips: Sequence[Clip]) -> None:
-        """Try failed clips again, each on its own."""
-        if not clips:
+        A shard that another process works on comes last, after waiting for that process; it may
+        have died. With `wait` False it is left to that process.
+        """
+        busy: list[int] = []
+        self._run(self._work(shards, busy=busy))
+        if wait and busy:
+            self._run(self._work(busy, busy=None))
+
+    def _run(self, works: Generator[Work, None, None]) -> None:
+        """Caption each piece of work in turn; later ones are decoded meanwhile."""
+        ahead: deque[Work] = deque()
+        started = time.monotonic()
+        loaded_s = 0.0
+        try:
+            while True:
+                while sum(bool(work.clips) for work in ahead) <= BATCHES_AHEAD:
+                    work = next(works, None)
+                    if work is None:
+                        break
+                    work.tickets = [self._submit(clip) for clip in work.clips]
+                    ahead.append(work)
+                if not ahead:
+                    break
+                if ahead[0].clips:
+                    loaded_s += self._load(ahead[0])
+                    self._caption(ahead[0])
+                if ahead[0].ends_shard:
+                    self._end(ahead[0])
+                ahead.popleft()
+        finally:
+            self.busy_s += time.monotonic() - started - loaded_s
+            for work in ahead:
+                work.journal.close()
+            works.close()
+
+    def _work(
+        self, shards: Sequence[int], *, busy: list[int] | None
+    ) -> Generator[Work, None, None]:
+        """The open work of each shard in turn; shards in use are entered in `busy`, or awaited."""
+        for shard in shards:
+            path = journal_path(self.folder, shard)
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
+                try:
+                    journal = Journal(path, fingerprint=self.plan.fingerprint, wait=busy is None)
+                except BusyError:
+                    assert busy is not None
+                    busy.append(shard)
+                    continue
+            try:
+                yield from self._work_of(shard, journal)
+            except BaseException:
+                journal.close()
+                raise
+
+    def _work_of(self, shard: int, journal: Journal) -> Iterator[Work]:
+        """The open work of one shard; whoever ends the last piece closes the journal."""
+        if not self.is_due(shard):
+            journal.close()
+            if not self.is_sharing:
+                self.progress.advance(self.plan.num_clips_of(shard))
             return
-        self.progress.start("retry", len(clips), unit="clips")
-        # A clip that could not be probed may be readable now.
-        again = [self._probe_again(c) if c.probe.problem_status else c for c in clips]
-        for position, rows in self._execute([(clip,) for clip in again]):
-            self.journal.add_retry(again[position].sample_id, rows)
-            self._advance(rows)
-        self.progress.finish()
+        record = read_result(self.folder, self.plan, shard)
+        if record is not None and record.attempt == journal.attempt:
+            journal.begin_attempt(journal.attempt + 1)  # failed clips get another try
+        todo = [batch for batch in self.plan.batches_of(shard) if batch not in journal]
+        missing = sum(self.plan.num_clips_in(batch) for batch in todo)
+        self.progress.advance(self.plan.num_clips_of(shard) - missing)
+        for batch in todo:
+            yield Work(shard, journal, batch, self.plan.batch(batch))
+        for clip in [] if todo else self._clips_to_retry(shard, journal):
+            yield Work(shard, journal, None, (clip,))
+        yield Work(shard, journal, None, (), ends_shard=True)
+
+    def is_due(self, shard: int) -> bool:
+        """Whether a shard is unfinished, or has failed clips that may be tried again."""
+        record = read_result(self.folder, self.plan, shard)
+        if record is None:
+            return True
+        return any(attempt < self.config.max_attempts for attempt in record.failed.values())
+
+    def _clips_to_retry(self, shard: int, journal: Journal) -> list[Clip]:
+        """Failed clips that this round has not tried yet, in plan order, probed again."""
+        last = min(journal.attempt, self.config.max_attempts)
+        due = {name for name, attempt in journal.failed.items() if attempt < last}
+        if not due:
+            return []
+        clips = [clip for batch in self.plan.batches_of(shard) for clip in self.plan.batch(batch)]
+        chosen = [clip for clip in clips if clip.sample_id in due]
+        return [self._probe_again(clip) if clip.problem_status else clip for clip in chosen]
 
     def _probe_again(self, clip: Clip) -> Clip:
-        call = partial(probe_video, clip.path, allow_truncated=self.config.allow_truncated)
+        """A clip that could not be probed may be readable now."""
+        call = partial(
+            probe_function(self.config), clip.path, allow_truncated=self.config.allow_truncated
+        )
         probe = probe_of(self.pool.take(self.pool.submit(call)))
-        video = Video(clip.sample_id, clip.path)
-        return plan_clip(video, probe, self.config, self.engine, self.engine.facts(), self.prompts)
-
-    def _advance(self, rows: Sequence[Row]) -> None:
-        failed = {r[schema.SAMPLE_ID] for r in rows if r[schema.STATUS] in FAILED_STATUSES}
-        self.progress.advance(len(rows) // len(self.prompts), num_failed=len(failed))
-        for row in rows:
-            if row[schema.STATUS] in FAILED_STATUSES:
-                log.info("%s: %s", row[schema.SAMPLE_ID], row[schema.REASON])
-
-    def _execute(self, batches: Sequence[Sequence[Clip]]) -> Iterator[tuple[int, list[Row]]]:
-        """Yield (position, rows) of each batch in turn; later ones are decoded meanwhile."""
-        started = time.monotonic()
-        decoding: deque[list[int | None]] = deque()
-        num_submitted = 0
-        for position, batch in enumerate(batches):
-            while num_submitted < min(position + 1 + BATCHES_AHEAD, len(batches)):
-                decoding.append([self._submit(clip) for clip in batches[num_submitted]])
-                num_submitted += 1
-            yield position, self._caption(batch, decoding.popleft())
-            self.batches_s = time.monotonic() - started - self.load_s
+        return self.planner.clip(clip.sample_id, clip.path, probe)
 
     def _submit(self, clip: Clip) -> int | None:
         """Begin to decode a clip; None where there is nothing to decode."""
-        if clip.probe.problem_status is not None:
+        if clip.problem_status is not None:
             return None
-        call = partial(
-            read_frames,
-            clip.path,
-            clip.frame_indices,
-            height=clip.height,
-            width=clip.width,
-            reader=self.config.reader,
-        )
-        return self.pool.submit(call)
+        size = {"height": clip.height, "width": clip.width}
+        if self.config.render:
+            from captioning.drawing import draw_frames
 
-    def _caption(self, batch: Sequence[Clip], tickets: Sequence[int | None]) -> list[Row]:
-        """The rows of one batch, in plan order."""
-        self.splits = []
-        failures: dict[str, tuple[str, str]] = {}
+            return self.pool.submit(partial(draw_frames, clip.path, clip.frame_indices, **size))
+        return self.pool.submit(
+            partial(read_frames, clip.path, clip.frame_indices, **size, reader=self.config.reader)
+        )
+
+    def _load(self, work: Work) -> float:
+        """Load the model before the first batch that needs it; the seconds that it took."""
+        if self.is_loaded or all(ticket is None for ticket in work.tickets):
+            return 0.0
+        started = time.monotonic()
+        self.engine.load()
+        self.is_loaded = True
+        return time.monotonic() - started
+
+    def _caption(self, work: Work) -> None:
+        """Caption one batch and write its rows down."""
+        waiting = time.monotonic()
+        decoded, problems = self._taken(work.clips, work.tickets)
+        generating = time.monotonic()
+        rows = self.answer(work.clips, decoded, problems, attempt=work.journal.attempt)
+        ended = time.monotonic()
+        if work.number is None:
+            work.journal.add_retry(work.clips[0].sample_id, rows)
+        else:
+            work.journal.add_batch(
+                work.number,
+                rows,
+                splits=self.splits,
+                generate_s=ended - generating,
+                wait_s=generating - waiting,
+            )
+        self.wait_s += generating - waiting
+        failed = [row for row in rows if row[schema.STATUS] in FAILED_STATUSES]
+        for row in failed:
+            log.info("%s: %s", row[schema.SAMPLE_ID], row[schema.REASON])
+        num_failed = len({row[schema.SAMPLE_ID] for row in failed})
+        # A clip tried again was counted as done before.
+        self.progress.advance(len(work.clips) * (work.number is not None), num_failed=num_failed)
+
+    def decode(self, clips: Sequence[Clip]) -> tuple[list[EngineClip], Problems]:
+        """The frames of clips, and why the others have none."""
+        return self._taken(clips, [self._submit(clip) for clip in clips])
+
+    def _taken(
+        self, clips: Sequence[Clip], tickets: Sequence[int | None]
+    ) -> tuple[list[EngineClip], Problems]:
         decoded: list[EngineClip] = []
-        if any(ticket is not None for ticket in tickets) and not self.is_loaded:
-            loading = time.monotonic()
-            self.engine.load()
-            self.is_loaded = True
-            self.load_s = time.monotonic() - loading
-        waited = time.monotonic()
-        for clip, ticket in zip(batch, tickets, strict=True):
+        problems: Problems = {}
+        for clip, ticket in zip(clips, tickets, strict=True):
             if ticket is None:
-                assert clip.probe.problem_status is not None
-                assert clip.probe.problem is not None
-                failures[clip.sample_id] = (clip.probe.problem_status, clip.probe.problem)
+                assert clip.problem_status is not None
+                assert clip.problem is not None
+                problems[clip.sample_id] = (clip.problem_status, clip.problem)
                 continue
             outcome = self.pool.take(ticket)
             if outcome.problem is not None:
                 status = schema.STATUS_TIMEOUT if outcome.timed_out else schema.STATUS_DECODE_ERROR
-                failures[clip.sample_id] = (status, outcome.problem)
+                problems[clip.sample_id] = (status, outcome.problem)
                 continue
-            assert clip.probe.num_frames is not None
-            assert clip.probe.fps is not None
+            assert clip.num_frames is not None
+            assert clip.fps is not None
             decoded.append(
                 EngineClip(
                     sample_id=clip.sample_id,
                     frames=outcome.value,
                     frame_indices=clip.frame_indices,
-                    num_source_frames=clip.probe.num_frames,
-                    fps=clip.probe.fps,
+                    num_source_frames=clip.num_frames,
+                    fps=clip.fps,
                 )
             )
-        generating = time.monotonic()
-        self.wait_s += generating - waited
+        return decoded, problems
+
+    def answer(
+        self,
+        clips: Sequence[Clip],
+        decoded: Sequence[EngineClip],
+        problems: Problems,
+        *,
+        attempt: int,
+    ) -> list[Row]:
+        """The rows of one batch: a row for each clip and prompt, in plan order.
+
+        Args:
+            clips: of the batch.
+            decoded: those of them that have frames; they are generated together.
+            problems: what is wrong with the others.
+            attempt: the number of the try, for the rows.
+
+        Raises:
+            RuntimeError: the engine mixes up its answers, or fails on batch after batch.
+        """
+        self.splits = []
+        failures = {
+            (name, prompt.prompt_id): problem
+            for name, problem in problems.items()
+            for prompt in self.prompts
+        }
         answers = self._generate(decoded, failures) if decoded else {}
-        self.generate_s += time.monotonic() - generating
         return [
             self._row(clip, number, answers.get((clip.sample_id, prompt.prompt_id)), failures)
-            for clip in batch
+            | {schema.ATTEMPTS: attempt}
+            for clip in clips
             for number, prompt in enumerate(self.prompts)
         ]
 
+    def _fail(
+        self, clips: Sequence[EngineClip], failures: Failures, *, status: str, reason: str
+    ) -> None:
+        for clip in clips:
+            for prompt in self.prompts:
+                failures[clip.sample_id, prompt.prompt_id] = (status, reason)
+
     def _generate(
-        self, clips: Sequence[EngineClip], failures: dict[str, tuple[str, str]]
+        self, clips: Sequence[EngineClip], failures: Failures
     ) -> dict[tuple[str, str], Generated]:
-        """Answers by (sample_id, prompt_id); clips that get none are entered in `failures`.
+        """Answers by (sample_id, prompt_id); requests that get none are entered in `failures`.
 
         What does not fit into memory is halved down to single clips; the size of the frames is
         never lowered.
@@ -172,25 +315,20 @@ class Session:
         except OutOfMemoryError as error:
             if len(clips) == 1:
                 reason = f"one clip alone does not fit into memory: {error}"
-                failures[clips[0].sample_id] = (schema.STATUS_OOM, reason)
+                self._fail(clips, failures, status=schema.STATUS_OOM, reason=reason)
                 return {}
             self.splits.append(len(clips))
             self.progress.message(f"out of memory with {len(clips)} clips; trying them in halves")
-            middle = (len(clips) + 1) // 2
-            first = self._generate(clips[:middle], failures)
-            return first | self._generate(clips[middle:], failures)
+            first, second = halves(clips)
+            return self._generate(first, failures) | self._generate(second, failures)
+        except ConnectionError:
+            raise  # the server is gone; nothing is wrong with the clips
         except Exception as error:
-            self.errors_in_a_row += 1
-            if self.errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
-                raise RuntimeError(
-                    f"{self.errors_in_a_row} batches in a row failed, the last with "
-                    f"{type(error).__name__}: {error}; nothing of this batch was written"
-                ) from error
-            log.exception("a batch of %d clips failed", len(clips))
             reason = f"{type(error).__name__}: {error}"[:300]
-            failures.update({clip.sample_id: (schema.STATUS_ERROR, reason) for clip in clips})
+            self._count_error(reason, error)
+            log.exception("a batch of %d clips failed", len(clips))
+            self._fail(clips, failures, status=schema.STATUS_ERROR, reason=reason)
             return {}
-        self.errors_in_a_row = 0
         self.num_generated_clips += len(clips)
         by_id = {(answer.sample_id, answer.prompt_id): answer for answer in answers}
         planned = {(clip.sample_id, prompt.prompt_id) for clip in clips for prompt in self.prompts}
@@ -199,31 +337,44 @@ class Session:
                 f"the engine was asked {len(planned)} requests and answered others: "
                 f"{sorted(planned ^ by_id.keys())[:5]}; nothing of this batch was written"
             )
-        return by_id
+        refused = [answer for answer in answers if isinstance(answer, Failed)]
+        if len(refused) == len(answers):
+            self._count_error(refused[0].reason)
+        else:
+            self.errors_in_a_row = 0
+        for one in refused:
+            status = schema.STATUS_TIMEOUT if one.timed_out else schema.STATUS_ERROR
+            failures[one.sample_id, one.prompt_id] = (status, one.reason)
+        return {key: answer for key, answer in by_id.items() if isinstance(answer, Generated)}
+
+    def _count_error(self, reason: str, error: Exception | None = None) -> None:
+        """A whole batch failed; after several in a row it is not the clips."""
+        self.errors_in_a_row += 1
+        if self.errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
+            raise RuntimeError(
+                f"{self.errors_in_a_row} batches in a row failed, the last with {reason}; "
+                "nothing of this batch was written"
+            ) from error
 
     def _row(
-        self,
-        clip: Clip,
-        prompt_number: int,
-        answer: Generated | None,
-        failures: dict[str, tuple[str, str]],
+        self, clip: Clip, prompt_number: int, answer: Generated | None, failures: Failures
     ) -> Row:
         prompt = self.prompts[prompt_number]
         facts = self.engine.facts()
         caption: str | None = None
+        reason: str | None
         if answer is None:
-            status, reason = failures[clip.sample_id]
+            status, reason = failures[clip.sample_id, prompt.prompt_id]
         else:
-            status, reason = classify(answer)  # type: ignore[assignment]
+            status, reason = classify(answer)
             caption = clean_caption(answer.text)
-            if answer.num_prompt_tokens != clip.prompt_tokens[prompt_number]:
+            planned = clip.prompt_tokens[prompt_number]
+            if facts.exact_tokens and answer.num_prompt_tokens != planned:
                 raise RuntimeError(
-                    f"{clip.sample_id} was planned with {clip.prompt_tokens[prompt_number]} prompt "
-                    f"tokens, the engine made {answer.num_prompt_tokens} of it: this version of "
-                    "the engine writes prompts in another form; nothing of this batch was written"
+                    f"{clip.sample_id} was planned with {planned} prompt tokens, the engine made "
+                    f"{answer.num_prompt_tokens} of it: this version of the engine writes prompts "
+                    "in another form; nothing of this batch was written"
                 )
-            self.num_prompt_tokens += answer.num_prompt_tokens
-            self.num_generated_tokens += answer.num_generated_tokens
         return {
             schema.SAMPLE_ID: clip.sample_id,
             schema.STATUS: status,
@@ -231,17 +382,42 @@ class Session:
             schema.CAPTION: caption,
             schema.CAPTION_RAW: answer.text if answer else None,
             schema.PROMPT_ID: prompt.prompt_id,
-            schema.SOURCE: schema.SOURCE_VIDEO,
+            schema.SOURCE: schema.SOURCE_RENDER if self.config.render else schema.SOURCE_VIDEO,
             schema.FRAME_INDICES: list(clip.frame_indices) or None,
-            schema.NUM_FRAMES: clip.probe.num_frames,
-            schema.DURATION_S: clip.probe.duration_s,
+            schema.NUM_FRAMES: clip.num_frames,
+            schema.DURATION_S: clip.duration_s,
             schema.PROMPT_TOKENS: answer.num_prompt_tokens if answer else None,
             schema.GENERATED_TOKENS: answer.num_generated_tokens if answer else None,
             schema.FINISH_REASON: answer.finish_reason if answer else None,
             schema.MEAN_LOGPROB: answer.mean_logprob if answer else None,
-            schema.ATTEMPTS: self.journal.attempt,
             schema.MODEL_ID: facts.model_id,
             schema.MODEL_REVISION: facts.model_revision,
-            schema.VIDEO_SHA256: clip.probe.sha256,
+            schema.VIDEO_SHA256: clip.video_sha256,
             schema.REQUEST_KEY: request_key(self.plan, clip, prompt),
         }
+
+    def _end(self, work: Work) -> None:
+        """Write a finished shard and let go of it."""
+        write_result(
+            self.folder,
+            self.plan,
+            work.shard,
+            journal=work.journal,
+            hardware=self.engine.hardware(),
+        )
+        work.journal.close()
+
+
+def halves(clips: Sequence[EngineClip]) -> tuple[Sequence[EngineClip], Sequence[EngineClip]]:
+    """The two groups that clips which do not fit into memory are tried in."""
+    middle = (len(clips) + 1) // 2
+    return clips[:middle], clips[middle:]
+
+
+def probe_function(config: CaptionConfig) -> Callable[..., Probe]:
+    """What probes an input of this run in a decoding process."""
+    if config.render:
+        from captioning.drawing import probe_skeleton
+
+        return probe_skeleton
+    return probe_video

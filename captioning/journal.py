@@ -1,7 +1,8 @@
-"""The journal: each finished batch is one JSON line on the disk before it counts.
+"""The journal of a shard: each finished batch is one JSON line on the disk before it counts.
 
 A run that was stopped at any moment loses at most the batch it was working on: a torn last line is
-dropped. Only the places of the lines are kept in memory, so memory does not grow with the captions.
+dropped. Each shard has a journal of its own, locked while somebody works on the shard, so any
+number of processes may share a run. Only the places of the lines are kept in memory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from datasets_build.schema import (
     ATTEMPTS,
@@ -31,36 +32,47 @@ FAILED_STATUSES = (STATUS_DECODE_ERROR, STATUS_TIMEOUT, STATUS_OOM, STATUS_ERROR
 Row = dict[str, Any]
 
 
+class BusyError(Exception):
+    """Another process holds the lock."""
+
+
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, so that two runs never write to one journal.
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock that ends with the process, whatever ends it.
+
+    Args:
+        path: a file for nothing but the lock.
+        wait: until the other process lets go.
 
     Raises:
-        ValueError: another process holds it.
+        BusyError: another process holds it, and `wait` is False.
     """
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another caption run is working in {folder}; "
-                "wait until it ends, or give another output folder"
-            ) from None
+    with path.open("a") as file:
+        _lock(file, wait=wait)
         yield
 
 
+def _lock(file: IO[Any], *, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise BusyError(f"{file.name} is in use by another process") from None
+
+
 class Journal:
-    """The journal of one run; use it as a context manager.
+    """The journal of one shard; it is locked until `close`.
 
     Args:
         path: the file; it is created with the fingerprint in its first line.
         fingerprint: of the plan that the batch numbers refer to.
+        wait: for another process that works on the shard.
 
     Raises:
+        BusyError: another process works on the shard, and `wait` is False.
         ValueError: the file belongs to another plan or is damaged before its last line.
     """
 
-    def __init__(self, path: Path, *, fingerprint: str) -> None:
+    def __init__(self, path: Path, *, fingerprint: str, wait: bool = False) -> None:
         self.path = path
         self.attempt = 1  # the round of tries that was begun last
         self.failed: dict[str, int] = {}  # sample_id -> the attempt that failed
@@ -68,46 +80,79 @@ class Journal:
         self._retries: dict[str, int] = {}  # sample_id -> offset of its last retry
         self._file = path.open("a+b")
         try:
+            _lock(self._file, wait=wait)
             self._replay(fingerprint)
         except BaseException:
             self._file.close()
             raise
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file and let go of its lock."""
         self._file.close()
 
     def __contains__(self, batch: int) -> bool:
         return batch in self._batches
 
+    @staticmethod
+    def batches_in(path: Path) -> set[int]:
+        """The batches that a journal holds, read without its lock while somebody may write."""
+        batches = set()
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    batches.add(json.loads(line)["batch"])
+                except (ValueError, KeyError, TypeError):
+                    continue  # another kind of line, or the torn last one
+        return batches
+
     def begin_attempt(self, attempt: int) -> None:
         """Note that failed rows are tried again from here on."""
         self._append({"attempt": attempt})
 
-    def add_batch(self, batch: int, rows: Sequence[Row], *, splits: Sequence[int] = ()) -> None:
+    def add_batch(
+        self,
+        batch: int,
+        rows: Sequence[Row],
+        *,
+        splits: Sequence[int] = (),
+        generate_s: float = 0.0,
+        wait_s: float = 0.0,
+    ) -> None:
         """A planned batch is finished.
 
         Args:
             batch: its number in the plan.
             rows: in plan order.
             splits: sizes of the groups that did not fit into memory and were halved.
+            generate_s: seconds that the engine worked on it.
+            wait_s: seconds that the engine waited for its frames.
         """
-        self._append({"batch": batch, "splits": list(splits), "rows": list(rows)})
+        self._append(
+            {
+                "batch": batch,
+                "splits": list(splits),
+                "generate_s": round(generate_s, 4),
+                "wait_s": round(wait_s, 4),
+                "rows": list(rows),
+            }
+        )
 
     def add_retry(self, sample_id: str, rows: Sequence[Row]) -> None:
         """A clip was tried again on its own; its rows replace the earlier ones."""
         self._append({"retry": sample_id, "rows": list(rows)})
 
-    def rows_of(self, batch: int) -> list[Row]:
-        """The rows of a finished batch in plan order, with the latest try of each."""
-        rows: list[Row] = self._read(self._batches[batch])["rows"]
+    def record_of(self, batch: int, *, with_retries: bool = True) -> dict[str, Any]:
+        """What `add_batch` was given, with the latest try of each row or with its first."""
+        record = self._read(self._batches[batch])
+        if not with_retries:
+            return record
+        rows: list[Row] = record["rows"]
         latest: dict[tuple[str, str], Row] = {}
         for sample_id in {row[SAMPLE_ID] for row in rows} & self._retries.keys():
             for row in self._read(self._retries[sample_id])["rows"]:
                 latest[row[SAMPLE_ID], row[PROMPT_ID]] = row
-        return [latest.get((row[SAMPLE_ID], row[PROMPT_ID]), row) for row in rows]
+        rows = [latest.get((row[SAMPLE_ID], row[PROMPT_ID]), row) for row in rows]
+        return record | {"rows": rows}
 
     def _append(self, record: dict[str, Any]) -> None:
         self._file.seek(0, os.SEEK_END)

@@ -2,19 +2,33 @@
 
 Greedy decoding gives the same bits only for the same batch members, so the batches are part of the
 recipe: they are decided here, before anything runs, from the probes alone.
+
+A plan is an Arrow table with a row a clip in the order of the batches, saved as `plan.arrow` and
+mapped into memory, so a run's memory does not grow with its clips. `plan.json` holds the
+fingerprint. Any tool that reads Arrow (polars, duckdb) reads it too.
+
+Legend: N clips, T frames of a clip, P prompts.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from captioning.config import CaptionConfig
-from captioning.engines.interface import Engine, EngineFacts
+from captioning.engines.interface import Engine, TokenCount
 from captioning.frames import FRAME_RULE, RESIZE_RULE, evenly_spaced
 from captioning.inputs import Video
 from captioning.probe import Probe
@@ -25,20 +39,47 @@ from datasets_build.manifest import (
     fingerprint,
     read_json,
     sha256_bytes,
-    write_bytes_atomic,
     write_json,
 )
 from datasets_build.schema import SCHEMA_VERSION, STATUS_DECODE_ERROR
 
 DEFAULT_MAX_PIXELS = 224 * 224  # our choice: what most video models see; 160 x 288 for NTU's 16:9
 MAX_ASPECT_RATIO = 200  # qwen_vl_utils.vision_process.MAX_RATIO
+ROWS_PER_CHUNK = 65536  # our choice: rows that are turned into bytes at a time
+
+PLAN_FILE = "plan.json"
+TABLE_FILE = "plan.arrow"
+MADE_BY = "hoc caption"
+NO_TOKENS = TokenCount(0, ())
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("path", pa.binary(), nullable=False),  # as the file system has it
+        pa.field("video_sha256", pa.string()),
+        pa.field("problem_status", pa.string()),  # set: nothing can be captioned
+        pa.field("problem", pa.string()),
+        pa.field("num_frames", pa.int32()),  # of the source
+        pa.field("fps", pa.float64()),
+        pa.field("frame_indices", pa.list_(pa.int32())),  # (T,)
+        pa.field("height", pa.int32()),  # pixels after resizing
+        pa.field("width", pa.int32()),
+        pa.field("prompt_tokens", pa.list_(pa.int32())),  # (P,)
+        pa.field("batch", pa.int32(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+    ]
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """One planned clip; the fields after `probe` are empty where the probe found a problem.
+    """One planned clip; frames and tokens are empty where the probe found a problem.
 
     Attributes:
+        problem_status: the status of its rows where it cannot be captioned, else None.
+        problem: the reason in words.
+        num_frames: of the source.
+        fps: frames a second of the source.
         frame_indices: T frames to take.
         height: H of the frames in pixels after resizing.
         width: W of the frames.
@@ -46,12 +87,21 @@ class Clip:
     """
 
     sample_id: str
-    path: Path
-    probe: Probe
+    path: str
+    video_sha256: str | None
+    problem_status: str | None = None
+    problem: str | None = None
+    num_frames: int | None = None
+    fps: float | None = None
     frame_indices: tuple[int, ...] = ()
     height: int = 0
     width: int = 0
     prompt_tokens: tuple[int, ...] = ()
+
+    @property
+    def duration_s(self) -> float | None:
+        """Frames over rate."""
+        return self.num_frames / self.fps if self.num_frames and self.fps else None
 
 
 @dataclass(frozen=True)
@@ -59,16 +109,14 @@ class Plan:
     """What a run will do and nothing else.
 
     Attributes:
-        batches: clips that are generated together. Clips with a problem stand in batches of their
-            own after all others and are only written down.
-        shards: for each shard its batch numbers.
+        table: a row a clip (PLAN_SCHEMA) in the order of the batches. Clips with a problem stand
+            in batches of their own after all others and are only written down.
         parts: what decides the captions, by name.
         fingerprint: hash of `parts`.
         recipe_key: hash of the parts that do not depend on which other clips the run has.
     """
 
-    batches: tuple[tuple[Clip, ...], ...]
-    shards: tuple[range, ...]
+    table: pa.Table
     parts: dict[str, Any]
     fingerprint: str
     recipe_key: str
@@ -76,7 +124,139 @@ class Plan:
     @property
     def num_clips(self) -> int:
         """Clips of the run, with and without a problem."""
-        return sum(len(batch) for batch in self.batches)
+        return int(self.table.num_rows)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of the run."""
+        return len(self._batch_starts) - 1
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the run."""
+        return len(self._shard_starts) - 1
+
+    @cached_property
+    def _batch_starts(self) -> NDArray[np.int64]:
+        return _starts(self.table["batch"])
+
+    @cached_property
+    def _shard_starts(self) -> NDArray[np.int64]:
+        return _starts(self.table["shard"])
+
+    def batch(self, number: int) -> tuple[Clip, ...]:
+        """The clips of one batch."""
+        start, end = self._batch_starts[number : number + 2].tolist()
+        return tuple(map(_clip_of_row, self.table.slice(start, end - start).to_pylist()))
+
+    def batches_of(self, shard: int) -> range:
+        """The numbers of a shard's batches."""
+        places = np.searchsorted(self._batch_starts, self._shard_starts[shard : shard + 2])
+        return range(int(places[0]), int(places[1]))
+
+    def num_clips_of(self, shard: int) -> int:
+        """Clips of one shard."""
+        return int(self._shard_starts[shard + 1] - self._shard_starts[shard])
+
+    def num_clips_in(self, batch: int) -> int:
+        """Clips of one batch."""
+        return int(self._batch_starts[batch + 1] - self._batch_starts[batch])
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What clips of one length, rate and size have in common.
+
+    Attributes:
+        frame_indices: T frames to take.
+        height: H in pixels after resizing.
+        width: W in pixels after resizing.
+        tokens: what goes into the model.
+        problem: why such clips cannot be captioned; then the rest is empty.
+    """
+
+    frame_indices: tuple[int, ...] = ()
+    height: int = 0
+    width: int = 0
+    tokens: TokenCount = NO_TOKENS
+    problem: str | None = None
+
+
+class Planner:
+    """Decides frames, size and tokens of single clips; equal shapes are worked out once.
+
+    Raises:
+        ValueError: a setting does not fit the model.
+    """
+
+    def __init__(self, config: CaptionConfig, engine: Engine, prompts: Sequence[Prompt]) -> None:
+        self._facts = engine.facts()
+        self._config = config
+        self._engine = engine
+        self._prompts = prompts
+        self._shapes: dict[tuple[float, ...], Shape] = {}
+        self.max_pixels = _frame_pixels(config, engine)
+
+    def shape(self, num_frames: int, fps: float, height: int, width: int) -> Shape:
+        """The plan for clips of so many frames, frames a second and pixels."""
+        key = (num_frames, fps, height, width)
+        if key not in self._shapes:
+            self._shapes[key] = self._new_shape(num_frames, fps, height, width)
+        return self._shapes[key]
+
+    def clip(self, sample_id: str, path: str, probe: Probe) -> Clip:
+        """The plan for one probed clip."""
+        if probe.problem_status is not None:
+            return Clip(sample_id, path, probe.sha256, probe.problem_status, probe.problem)
+        assert probe.num_frames is not None
+        assert probe.fps is not None
+        assert probe.height is not None
+        assert probe.width is not None
+        shape = self.shape(probe.num_frames, probe.fps, probe.height, probe.width)
+        return Clip(
+            sample_id,
+            path,
+            probe.sha256,
+            problem_status=STATUS_DECODE_ERROR if shape.problem else None,
+            problem=shape.problem,
+            num_frames=probe.num_frames,
+            fps=probe.fps,
+            frame_indices=shape.frame_indices,
+            height=shape.height,
+            width=shape.width,
+            prompt_tokens=shape.tokens.prompt_tokens,
+        )
+
+    def cost(self, shape: Shape) -> int:
+        """Tokens that a clip of this shape holds in memory at the end: video, prompts, answers.
+
+        Raises:
+            ValueError: more than a batch may have.
+        """
+        tokens = shape.tokens
+        cost = tokens.shared + sum(tokens.each) + len(tokens.each) * self._config.max_new_tokens
+        if cost > self._config.batch_tokens:
+            raise ValueError(
+                f"a clip of {shape.width} x {shape.height} pixels and "
+                f"{len(shape.frame_indices)} frames alone needs {cost} tokens (video "
+                f"{tokens.shared}, prompts {sum(tokens.each)}, and {self._config.max_new_tokens} "
+                f"for each answer), but batch_tokens is {self._config.batch_tokens}; "
+                "raise batch_tokens, or lower max_pixels or num_frames"
+            )
+        return cost
+
+    def _new_shape(self, num_frames: int, fps: float, height: int, width: int) -> Shape:
+        try:
+            height, width = planned_size(
+                height, width, max_pixels=self.max_pixels, multiple=self._facts.side_multiple
+            )
+        except ValueError as error:
+            return Shape(problem=str(error))
+        indices = evenly_spaced(num_frames, self._config.num_frames)
+        tokens = self._engine.count_tokens(
+            self._prompts, indices, fps=fps, height=height, width=width
+        )
+        return Shape(indices, height, width, tokens)
 
 
 def planned_size(height: int, width: int, *, max_pixels: int, multiple: int) -> tuple[int, int]:
@@ -104,12 +284,13 @@ def planned_size(height: int, width: int, *, max_pixels: int, multiple: int) -> 
     return rows * multiple, columns * multiple
 
 
-def frame_pixels(config: CaptionConfig, facts: EngineFacts) -> int:
+def _frame_pixels(config: CaptionConfig, engine: Engine) -> int:
     """The most pixels of one frame: as configured, else what the model recommends, at most 224^2.
 
     Raises:
         ValueError: not even one visual token fits.
     """
+    facts = engine.facts()
     max_pixels = config.max_pixels
     if max_pixels is None:
         max_pixels = min(DEFAULT_MAX_PIXELS, facts.clip_pixels // config.num_frames)
@@ -122,157 +303,286 @@ def frame_pixels(config: CaptionConfig, facts: EngineFacts) -> int:
     return max_pixels
 
 
-def plan_clip(
-    video: Video,
-    probe: Probe,
-    config: CaptionConfig,
-    engine: Engine,
-    facts: EngineFacts,
-    prompts: Sequence[Prompt],
-) -> Clip:
-    """Frames, size and token counts of one clip."""
-    if probe.problem_status is not None:
-        return Clip(video.sample_id, video.path, probe)
-    assert probe.num_frames is not None
-    assert probe.fps is not None
-    assert probe.height is not None
-    assert probe.width is not None
-    try:
-        height, width = planned_size(
-            probe.height,
-            probe.width,
-            max_pixels=frame_pixels(config, facts),
-            multiple=facts.side_multiple,
-        )
-    except ValueError as error:
-        odd = {**vars(probe), "problem_status": STATUS_DECODE_ERROR, "problem": str(error)}
-        return Clip(video.sample_id, video.path, Probe(**odd))
-    indices = evenly_spaced(probe.num_frames, config.num_frames)
-    tokens = tuple(
-        engine.count_prompt_tokens(prompt, indices, fps=probe.fps, height=height, width=width)
-        for prompt in prompts
-    )
-    return Clip(video.sample_id, video.path, probe, indices, height, width, tokens)
-
-
 def make_plan(
     videos: Sequence[Video],
-    probes: Sequence[Probe],
+    probes: pa.Table,
     config: CaptionConfig,
-    engine: Engine,
+    planner: Planner,
+    *,
+    recipe: dict[str, Any],
     prompts: Sequence[Prompt],
+    folder: Path,
 ) -> Plan:
     """Plan a run from its probes; equal inputs give an equal plan, whatever their order.
 
+    The table goes to the disk chunk by chunk, under a temporary name; `save_plan` keeps it,
+    `drop_plan` does not.
+
+    Args:
+        videos: N.
+        probes: N rows (probe.PROBE_SCHEMA), in the order of `videos`.
+        config: the budget of a batch and the size of a shard are taken.
+        planner: decides on single clips.
+        recipe: see `recipe_of`.
+        prompts: P prompts, sorted by id.
+        folder: of the run.
+
     Raises:
-        ValueError: a clip alone exceeds the token budget of a batch, or a setting does not fit
-            the model.
+        ValueError: a clip alone exceeds the token budget of a batch.
     """
-    facts = engine.facts()
-    clips = [
-        plan_clip(video, probe, config, engine, facts, prompts)
-        for video, probe in zip(videos, probes, strict=True)
-    ]
-    good = [clip for clip in clips if clip.probe.problem_status is None]
-    bad = [clip for clip in clips if clip.probe.problem_status is not None]
-    batches = [
-        *_cut_by_tokens(good, config),
-        *_cut_by_count(sorted(bad, key=lambda clip: clip.sample_id), config.rows_per_shard),
-    ]
-    recipe = {
-        "schema_version": SCHEMA_VERSION,
-        "frames": {
-            "rule": FRAME_RULE,
-            "num_frames": config.num_frames,
-            "reader": config.reader,
-            "allow_truncated": config.allow_truncated,
-        },
-        "resize": {"rule": RESIZE_RULE, "max_pixels": frame_pixels(config, facts)},
-        "model": dict(facts.recipe),
-    }
+    ids = [video.sample_id for video in videos]
+    if any(later < earlier for earlier, later in pairwise(ids)):
+        by_id = sorted(range(len(ids)), key=ids.__getitem__)
+        videos = [videos[number] for number in by_id]
+        probes = probes.take(pa.array(by_id, pa.int64()))
+    del ids
+    shapes, shape_of = _shapes_of(
+        probes, planner
+    )  # shape_of (N,): -1 where the probe has a problem
+    costs = np.array(
+        [-1 if shape.problem else planner.cost(shape) for shape in shapes] + [-1], dtype=np.int64
+    )[shape_of]  # (N,)
+    good = np.flatnonzero(costs >= 0)
+    good = good[np.argsort(costs[good], kind="stable")]  # ties fall by id
+    bad = np.flatnonzero(costs < 0)
+    rows_per_shard = max(1, config.rows_per_shard // len(prompts))
+    sizes = _cut_by_tokens(costs[good], config.batch_tokens)
+    sizes += [min(rows_per_shard, len(bad) - i) for i in range(0, len(bad), rows_per_shard)]
+    rows = _Rows(
+        videos,
+        probes,
+        shapes,
+        shape_of,
+        order=np.concatenate([good, bad]),
+        batches=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        shards=np.repeat(_cut_into_shards(sizes, rows_per_shard), sizes),
+    )
+    path = folder / (TABLE_FILE + ".tmp")
+    path.unlink(missing_ok=True)  # never written over: another plan may have it in its memory
+    _write_table(path, rows.tables())
+    table = _map_table(path)
     parts = {
         **recipe,
         "prompts": {prompt.prompt_id: prompt.sha256 for prompt in prompts},
-        "videos": _hash_lines(
-            [clip.sample_id, clip.probe.sha256, clip.probe.problem_status]
-            for clip in sorted(clips, key=lambda clip: clip.sample_id)
-        ),
-        "batches": _hash_lines(
-            [[clip.sample_id, clip.frame_indices, clip.height, clip.width] for clip in batch]
-            for batch in batches
-        ),
+        **table_parts(table),
         "rows_per_shard": config.rows_per_shard,
     }
-    return Plan(
-        batches=tuple(batches),
-        shards=_cut_into_shards(batches, rows_per_shard=config.rows_per_shard // len(prompts)),
-        parts=parts,
-        fingerprint=fingerprint(parts),
-        recipe_key=fingerprint(recipe),
-    )
+    return Plan(table, parts, fingerprint(parts), fingerprint(recipe))
+
+
+def recipe_of(config: CaptionConfig, planner: Planner, engine: Engine) -> dict[str, Any]:
+    """The parts of a fingerprint that do not depend on the videos and prompts of a run."""
+    reader: dict[str, Any] = {"reader": config.reader, "allow_truncated": config.allow_truncated}
+    if config.render:
+        from captioning.drawing import RENDER_RULE
+
+        reader = {"drawing": RENDER_RULE}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "frames": {"rule": FRAME_RULE, "num_frames": config.num_frames, **reader},
+        "resize": {"rule": RESIZE_RULE, "max_pixels": planner.max_pixels},
+        "model": dict(engine.facts().recipe),
+    }
 
 
 def request_key(plan: Plan, clip: Clip, prompt: Prompt) -> str:
     """Hash of everything that one caption was asked with, except the other members of its batch."""
-    request = [plan.recipe_key, clip.probe.sha256, clip.frame_indices, clip.height, clip.width]
+    request = [plan.recipe_key, clip.video_sha256, clip.frame_indices, clip.height, clip.width]
     return sha256_bytes(canonical_json([*request, prompt.sha256]).encode())
 
 
-def _cut_by_tokens(clips: Sequence[Clip], config: CaptionConfig) -> Iterator[tuple[Clip, ...]]:
-    """Batches of clips with like token counts, none over the budget when padded to its longest."""
+def table_parts(table: pa.Table) -> dict[str, str]:
+    """The two fingerprint parts that a plan's table decides.
 
-    def cost(clip: Clip) -> int:
-        return max(clip.prompt_tokens) + config.max_new_tokens
+    Returns:
+        "videos": which files in which condition, in the order of their ids. "batches": which clips
+        with how many frames of which size stand together, in the order of the batches.
+    """
+    videos = table.select(["sample_id", "video_sha256", "problem_status"])
+    layout = table.select(["sample_id", "num_frames", "fps", "height", "width", "batch"])
+    by_id = pc.sort_indices(videos, sort_keys=[("sample_id", "ascending")])
+    return {
+        "videos": _hash_rows(
+            videos.take(by_id.slice(start, ROWS_PER_CHUNK))
+            for start in range(0, len(by_id), ROWS_PER_CHUNK)
+        ),
+        "batches": _hash_rows(
+            layout.slice(start, ROWS_PER_CHUNK) for start in range(0, len(layout), ROWS_PER_CHUNK)
+        ),
+    }
 
-    batch: list[Clip] = []
-    for clip in sorted(clips, key=lambda clip: (cost(clip), clip.sample_id)):
-        if cost(clip) > config.batch_tokens:
-            raise ValueError(
-                f"clip {clip.sample_id} alone needs {cost(clip)} tokens ({max(clip.prompt_tokens)} "
-                f"in, {config.max_new_tokens} out), but batch_tokens is {config.batch_tokens}; "
-                "raise batch_tokens, or lower max_pixels or num_frames"
-            )
+
+def _hash_rows(chunks: Iterable[pa.Table]) -> str:
+    """Hash of a table's values in chunks of ROWS_PER_CHUNK; it does not depend on Arrow's format.
+
+    Texts are told apart by a 0 byte, absent values by a bit mask.
+    """
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        for name in chunk.column_names:
+            values = chunk[name].combine_chunks()
+            digest.update(f"{name}:{values.type}:{len(values)}\0".encode())
+            digest.update(np.packbits(values.is_null().to_numpy(zero_copy_only=False)).tobytes())
+            if pa.types.is_string(values.type):
+                text = "\0".join(pc.fill_null(values, "").to_pylist())
+                digest.update(text.encode() + b"\0")
+            else:
+                numbers = pc.fill_null(values, 0).to_numpy(zero_copy_only=False)
+                digest.update(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def _shapes_of(probes: pa.Table, planner: Planner) -> tuple[list[Shape], NDArray[np.int64]]:
+    """The distinct shapes of the clips, and which of them each clip has (-1: none)."""
+    is_good = probes["problem_status"].is_null().to_numpy()
+    facts = np.stack(
+        [
+            pc.fill_null(probes[name], -1).to_numpy().astype(np.float64)
+            for name in ("num_frames", "fps", "height", "width")
+        ],
+        axis=1,
+    )[is_good]  # (good, 4)
+    distinct, inverse = np.unique(facts, axis=0, return_inverse=True)
+    shapes = [
+        planner.shape(int(frames), float(fps), int(height), int(width))
+        for frames, fps, height, width in distinct.tolist()
+    ]
+    shape_of = np.full(len(is_good), -1, dtype=np.int64)
+    shape_of[is_good] = inverse.reshape(-1)
+    return shapes, shape_of
+
+
+def _cut_by_tokens(costs: NDArray[np.int64], budget: int) -> list[int]:
+    """Sizes of batches, none over the budget when padded to its longest; costs ascend."""
+    sizes: list[int] = []
+    size = 0
+    for cost in costs.tolist():
         # Costs ascend, so this clip is the longest and all others are padded to it.
-        if batch and (len(batch) + 1) * cost(clip) > config.batch_tokens:
-            yield tuple(batch)
-            batch = []
-        batch.append(clip)
-    if batch:
-        yield tuple(batch)
+        if size and (size + 1) * cost > budget:
+            sizes.append(size)
+            size = 0
+        size += 1
+    return [*sizes, size] if size else sizes
 
 
-def _cut_by_count(clips: Sequence[Clip], count: int) -> Iterator[tuple[Clip, ...]]:
-    for start in range(0, len(clips), count):
-        yield tuple(clips[start : start + count])
+def _cut_into_shards(sizes: Sequence[int], rows_per_shard: int) -> NDArray[np.int32]:
+    """The shard of each batch; every shard but the last holds at least `rows_per_shard` clips."""
+    shards = np.zeros(len(sizes), dtype=np.int32)
+    shard = num_clips = 0
+    for number, size in enumerate(sizes):
+        shards[number] = shard
+        num_clips += size
+        if num_clips >= rows_per_shard:
+            shard, num_clips = shard + 1, 0
+    return shards
 
 
-def _cut_into_shards(
-    batches: Sequence[Sequence[Clip]], *, rows_per_shard: int
-) -> tuple[range, ...]:
-    """Runs of batches; each but the last holds at least `rows_per_shard` clips."""
-    shards = []
-    start = num_clips = 0
-    for number, batch in enumerate(batches):
-        num_clips += len(batch)
-        if num_clips >= rows_per_shard or number == len(batches) - 1:
-            shards.append(range(start, number + 1))
-            start, num_clips = number + 1, 0
-    return tuple(shards)
+@dataclass(frozen=True)
+class _Rows:
+    """The plan's rows in the order of the batches, made chunk by chunk."""
+
+    videos: Sequence[Video]
+    probes: pa.Table
+    shapes: Sequence[Shape]
+    shape_of: NDArray[np.int64]  # (N,)
+    order: NDArray[np.int64]  # (N,), numbers of videos
+    batches: NDArray[np.int32]  # (N,), in that order
+    shards: NDArray[np.int32]
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Tables of PLAN_SCHEMA with ROWS_PER_CHUNK rows at most."""
+        names = ("frame_indices", "height", "width", "prompt_tokens", "problem")
+        # The last entry stands for clips without a shape.
+        of_shapes = pa.table(
+            {
+                "frame_indices": [list(shape.frame_indices) for shape in self.shapes] + [None],
+                "height": [shape.height for shape in self.shapes] + [None],
+                "width": [shape.width for shape in self.shapes] + [None],
+                "prompt_tokens": [list(s.tokens.prompt_tokens) for s in self.shapes] + [None],
+                "problem": [shape.problem for shape in self.shapes] + [None],
+            },
+            schema=pa.schema([PLAN_SCHEMA.field(name) for name in names]),
+        )
+        for start in range(0, len(self.order), ROWS_PER_CHUNK):
+            yield self._table(slice(start, start + ROWS_PER_CHUNK), of_shapes)
+
+    def _table(self, rows: slice, of_shapes: pa.Table) -> pa.Table:
+        order = self.order[rows]
+        probes = self.probes.take(pa.array(order))
+        shape_of = self.shape_of[order]
+        of_shape = of_shapes.take(pa.array(np.where(shape_of < 0, len(self.shapes), shape_of)))
+        videos = [self.videos[number] for number in order.tolist()]
+        status = pc.if_else(
+            pc.is_valid(of_shape["problem"]), STATUS_DECODE_ERROR, probes["problem_status"]
+        )
+        shape_columns = ("frame_indices", "height", "width", "prompt_tokens")
+        columns = {
+            "sample_id": pa.array([video.sample_id for video in videos], pa.string()),
+            "path": pa.array([os.fsencode(video.path) for video in videos], pa.binary()),
+            "video_sha256": probes["sha256"],
+            "problem_status": status,
+            "problem": pc.coalesce(of_shape["problem"], probes["problem"]),
+            "num_frames": probes["num_frames"],
+            "fps": probes["fps"],
+            **{name: of_shape[name] for name in shape_columns},
+            "batch": pa.array(self.batches[rows], pa.int32()),
+            "shard": pa.array(self.shards[rows], pa.int32()),
+        }
+        return pa.table(columns).cast(PLAN_SCHEMA)
 
 
-def _hash_lines(values: Iterator[list[Any]]) -> str:
-    return sha256_bytes("\n".join(canonical_json(value) for value in values).encode())
+def _write_table(path: Path, tables: Iterable[pa.Table]) -> None:
+    with path.open("wb") as file:
+        with pa.ipc.new_file(file, PLAN_SCHEMA) as writer:
+            for table in tables:
+                writer.write_table(table.combine_chunks())
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def save_plan(plan: Plan, folder: Path) -> None:
-    """Write plan.jsonl (a line for each clip) and then plan.json, or check that they are ours.
+def _map_table(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _starts(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Where each run of equal values begins, and the end; the values ascend."""
+    values = column.to_numpy()
+    return np.concatenate(
+        [[0], np.flatnonzero(np.diff(values)) + 1, [len(values)]] if len(values) else [[0]]
+    ).astype(np.int64)
+
+
+def _clip_of_row(row: dict[str, Any]) -> Clip:
+    return Clip(
+        sample_id=row["sample_id"],
+        path=os.fsdecode(row["path"]),
+        video_sha256=row["video_sha256"],
+        problem_status=row["problem_status"],
+        problem=row["problem"],
+        num_frames=row["num_frames"],
+        fps=row["fps"],
+        frame_indices=tuple(row["frame_indices"] or ()),
+        height=row["height"] or 0,
+        width=row["width"] or 0,
+        prompt_tokens=tuple(row["prompt_tokens"] or ()),
+    )
+
+
+def save_plan(plan: Plan, folder: Path, *, settings: dict[str, Any]) -> None:
+    """Keep a plan as plan.arrow and then plan.json, or check that the folder's are the same.
+
+    Args:
+        plan: what `make_plan` wrote there last.
+        folder: of the run.
+        settings: of the run, as JSON values; the manifest repeats them.
 
     Raises:
         ValueError: the folder holds a run with another fingerprint; what differs is named.
     """
-    path = folder / "plan.json"
+    path = folder / PLAN_FILE
     if path.is_file():
-        saved = read_json(path, made_by="hoc caption")
+        drop_plan(folder)
+        saved = read_json(path, made_by=MADE_BY)
         if saved["fingerprint"] != plan.fingerprint:
             names = ", ".join(differing_parts(plan.parts, saved["parts"])) or "the fingerprint"
             raise ValueError(
@@ -281,51 +591,49 @@ def save_plan(plan: Plan, folder: Path) -> None:
                 "or delete that folder"
             )
         return
-    shard_of = {batch: shard for shard, run in enumerate(plan.shards) for batch in run}
-    lines = [
-        json.dumps({"shard": shard_of[number], "batch": number, **_clip_line(clip)})
-        for number, batch in enumerate(plan.batches)
-        for clip in batch
-    ]
-    write_bytes_atomic(folder / "plan.jsonl", "".join(line + "\n" for line in lines).encode())
+    (folder / (TABLE_FILE + ".tmp")).replace(folder / TABLE_FILE)
     write_json(
         path,
         {
             "fingerprint": plan.fingerprint,
+            "recipe_key": plan.recipe_key,
             "parts": plan.parts,
+            "settings": settings,
             "num_clips": plan.num_clips,
-            "num_batches": len(plan.batches),
-            "num_shards": len(plan.shards),
+            "num_batches": plan.num_batches,
+            "num_shards": plan.num_shards,
         },
     )
 
 
-def _clip_line(clip: Clip) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "sample_id": clip.sample_id,
-        "path": str(clip.path),
-        "video_sha256": clip.probe.sha256,
-    }
-    if clip.probe.problem_status is not None:
-        return line | {"status": clip.probe.problem_status, "reason": clip.probe.problem}
-    return line | {
-        "frame_indices": list(clip.frame_indices),
-        "height": clip.height,
-        "width": clip.width,
-        "prompt_tokens": list(clip.prompt_tokens),
-    }
+def drop_plan(folder: Path) -> None:
+    """Remove what `make_plan` wrote; a plan that maps it stays usable."""
+    (folder / (TABLE_FILE + ".tmp")).unlink(missing_ok=True)
 
 
-def read_planned_videos(folder: Path) -> Iterator[tuple[str, Path, str | None]]:
-    """(sample_id, path, sha256) of each clip in a saved plan.
+def load_plan(folder: Path) -> Plan:
+    """The plan that a folder holds, its table mapped into memory.
 
     Raises:
-        FileNotFoundError: the folder holds no plan.
+        FileNotFoundError: it holds none.
+        ValueError: it cannot be read.
     """
-    path = folder / "plan.jsonl"
+    saved = read_json(folder / PLAN_FILE, made_by=MADE_BY)
+    path = folder / TABLE_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; it is written by `hoc caption`")
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            value = json.loads(line)
-            yield value["sample_id"], Path(value["path"]), value["video_sha256"]
+        raise FileNotFoundError(f"{path} does not exist; it is written by `{MADE_BY}`")
+    try:
+        table = _map_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete the output folder and run again"
+        ) from error
+    return Plan(table, saved["parts"], saved["fingerprint"], saved["recipe_key"])
+
+
+def planned_files(plan: Plan) -> Iterable[tuple[str, str, str | None]]:
+    """(sample_id, path, sha256) of each clip in the order of the plan."""
+    columns = plan.table.select(["sample_id", "path", "video_sha256"])
+    for rows in columns.to_batches(max_chunksize=ROWS_PER_CHUNK):
+        names, paths, hashes = (rows.column(i).to_pylist() for i in range(3))
+        yield from zip(names, map(os.fsdecode, paths), hashes, strict=True)

@@ -1,17 +1,16 @@
 """Stage one, `hoc caption`: probe the videos, plan, run the batches, write shards and index.
 
 A stopped run goes on where it was when it is called again with the same settings; the bytes of its
-shards do not depend on stops, restarts or the number of workers. Every planned (clip, prompt) ends
-as exactly one row, failures too. What is measured (times, rates) stands in manifest.json only.
+shards do not depend on stops, restarts or on how many processes worked on it. Every planned (clip,
+prompt) ends as exactly one row, failures too. What is measured stands in manifest.json only.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,41 @@ import pyarrow as pa
 from captioning.config import CaptionConfig
 from captioning.decode_pool import DecodePool
 from captioning.engines.interface import Engine
-from captioning.execute import Session
+from captioning.execute import Session, probe_function
 from captioning.frames import check_reader
-from captioning.inputs import collect_videos
-from captioning.journal import FAILED_STATUSES, Journal, only_run_in
-from captioning.plan import Clip, Plan, make_plan, save_plan
+from captioning.inputs import Video, collect_videos
+from captioning.journal import FAILED_STATUSES, BusyError, locked
+from captioning.plan import (
+    MADE_BY,
+    TABLE_FILE,
+    Plan,
+    Planner,
+    drop_plan,
+    load_plan,
+    make_plan,
+    recipe_of,
+    save_plan,
+)
 from captioning.probe import probe_videos
-from captioning.prompt_files import read_prompts
-from datasets_build import schema
-from datasets_build.manifest import environment, read_json, write_json
+from captioning.prompt_files import Prompt, read_prompts
+from captioning.results import (
+    INDEX_FILE,
+    LOCK_FILE,
+    MANIFEST_FILE,
+    forget_damaged,
+    is_whole,
+    recorded_config,
+    unfinished_shards,
+    write_index,
+    writing,
+)
+from datasets_build.manifest import differing_parts, read_json
 from datasets_build.progress import Progress
-from datasets_build.shards import ShardInfo, check_shards, index_entries, read_index, write_shard
 
 log = logging.getLogger(__name__)
 
-NUM_LISTED_FAILURES = 20
-
-INDEX_FILE = "index.json"
-MANIFEST_FILE = "manifest.json"
-MADE_BY = "hoc caption"
+# Works on the given shards of a run in other processes; captioning/devices.py, ray_cluster.py.
+Distribute = Callable[[CaptionConfig, Plan, Sequence[int], Progress], None]
 
 
 @dataclass(frozen=True)
@@ -48,28 +63,39 @@ class CaptionSummary:
 
     Attributes:
         folder: the run's folder.
-        index: its index.json, which lists the shards.
+        index: its index.json, which lists the shards; not there while shards are missing.
         manifest: its manifest.json.
         num_videos: input files.
+        num_shards: of the whole run.
         num_rows: rows of all shards, one a (video, prompt).
         counts: rows by status, only those that occur.
         failures: the first 20 rows without a caption, as (sample_id, status, reason).
+        missing_shards: shards that are left to other processes or calls; the run is whole without.
         was_finished: there was nothing left to do.
         seconds: of this call.
         clips_per_s: clips that this call put through the model, over the seconds that its batches
-            took, without loading the model; None where there was none.
+            took, without loading the model; None where there was none, or others did the work.
+        waited_share: share of those seconds in which the engine waited for frames.
     """
 
     folder: Path
     index: Path
     manifest: Path
     num_videos: int
+    num_shards: int
     num_rows: int
     counts: dict[str, int]
     failures: list[tuple[str, str, str]]
+    missing_shards: list[int]
     was_finished: bool
     seconds: float
     clips_per_s: float | None
+    waited_share: float | None
+
+    @property
+    def num_failed(self) -> int:
+        """Rows without a caption."""
+        return sum(self.counts.get(status, 0) for status in FAILED_STATUSES)
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -82,8 +108,48 @@ class CaptionSummary:
         return values | {name: str(values[name]) for name in ("folder", "index", "manifest")}
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A planned run in this process.
+
+    Attributes:
+        engine: not loaded yet.
+        prompts: sorted by id.
+        planner: decides on single clips.
+        plan: of all clips.
+    """
+
+    engine: Engine
+    prompts: tuple[Prompt, ...]
+    planner: Planner
+    plan: Plan
+
+
+def make_engine(config: CaptionConfig) -> Engine:
+    """The engine that the settings describe.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: the model, device or server does not fit.
+    """
+    if config.engine == "server":
+        from captioning.engines.server_engine import ServerEngine
+
+        return ServerEngine(config)
+    from captioning.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine(config)
+
+
 def run(
-    config: CaptionConfig, progress: Progress, *, engine: Engine | None = None
+    config: CaptionConfig,
+    progress: Progress,
+    *,
+    engine: Engine | None = None,
+    share: tuple[int, int] | None = None,
+    distribute: Distribute | None = None,
+    repeats: Mapping[str, Any] | None = None,
+    plan_only: bool = False,
 ) -> CaptionSummary:
     """Caption videos into `config.out`.
 
@@ -91,180 +157,221 @@ def run(
         config: the settings.
         progress: is told the stages "probe" and "caption".
         engine: what generates; None makes the engine that the settings describe.
+        share: (i, n): of the shards only i, i + n, i + 2 n ...; shards that other processes work
+            on are then left to them. None takes all shards.
+        distribute: lets other processes do the work; None does it in this one.
+        repeats: the manifest of a run that this one must repeat.
+        plan_only: stop after the plan.
 
     Raises:
         FileNotFoundError: no such video folder, prompt or model.
-        ValueError: a setting does not fit, or `out` holds another run.
+        ValueError: a setting does not fit, `out` holds another run, or `repeats` is another run.
         OSError: the disk is full; what was finished is kept.
         RuntimeError: the engine fails on every batch or mixes up its answers.
     """
     started = time.monotonic()
+    given = engine
+    engine = given or make_engine(config)
+    try:
+        with DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool:
+            prepared = prepare(config, progress, engine=engine, pool=pool, repeats=repeats)
+            plan, folder = prepared.plan, config.out
+            if plan_only:
+                return _summary(folder, plan, started=started)
+            session = session_of(config, prepared, pool, progress)
+            due = [shard for shard in range(plan.num_shards) if session.is_due(shard)]
+            if is_whole(folder, plan) and not due:
+                return _summary(folder, plan, started=started, was_finished=True)
+            for problem in forget_damaged(folder, plan):
+                log.warning("written anew from the journal: %s", problem)
+            first, step = share or (0, 1)
+            chosen = range(first, plan.num_shards, step)
+            if distribute is not None:
+                todo = [shard for shard in chosen if session.is_due(shard)]
+                distribute(config, plan, todo, progress)
+            else:
+                num_clips = sum(plan.num_clips_of(shard) for shard in chosen)
+                progress.start("caption", num_clips, unit="clips")
+                session.run_shards(chosen, wait=share is None)
+                progress.finish()
+    finally:
+        if given is None:
+            engine.close()
+    if not unfinished_shards(folder, plan):
+        write_index(folder, plan)
+    return _summary(folder, plan, started=started, session=session)
+
+
+def prepare(
+    config: CaptionConfig,
+    progress: Progress,
+    *,
+    engine: Engine,
+    pool: DecodePool,
+    repeats: Mapping[str, Any] | None = None,
+    save: bool = True,
+) -> Prepared:
+    """Probe and plan, or find the same plan in `config.out`.
+
+    Args:
+        config: the settings.
+        progress: is told the stage "probe".
+        engine: its facts are taken, its weights are not loaded.
+        pool: probes the files.
+        repeats: the manifest of a run that the plan must repeat.
+        save: write the plan down; else only what was probed is remembered.
+
+    Raises:
+        FileNotFoundError: see `run`.
+        ValueError: see `run`.
+    """
     check_reader(config.reader)
     prompts = read_prompts(config.prompts)
-    videos = collect_videos(config.videos, limit=config.limit)
+    videos = _collect(config)
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"the output {config.out} is a file; give a folder")
-    if engine is None:
-        from captioning.engines.transformers_engine import TransformersEngine
-
-        engine = TransformersEngine(config)
     engine.facts()  # a wrong model is noticed before hours of probing
     config.out.mkdir(parents=True, exist_ok=True)
-    with (
-        only_run_in(config.out),
-        DecodePool(config.num_workers, timeout_s=config.decode_timeout_s) as pool,
-    ):
+    with _only_planner(config.out, progress):
         cache = config.out / "probe.jsonl"
-        with _writing(cache):
-            probes = probe_videos(
-                videos, cache, pool, progress, allow_truncated=config.allow_truncated
+        with writing(cache):
+            probes: pa.Table = probe_videos(
+                videos,
+                cache,
+                pool,
+                progress,
+                allow_truncated=config.allow_truncated,
+                probe=probe_function(config),
             )
-        plan = make_plan(videos, probes, config, engine, prompts)
-        with _writing(config.out / "plan.json"):
-            save_plan(plan, config.out)
-        with Journal(config.out / "journal.jsonl", fingerprint=plan.fingerprint) as journal:
-            indexed_attempt = _indexed_attempt(config.out, plan)
-            due = _clips_to_retry(plan, journal, config.max_attempts)
-            if indexed_attempt == journal.attempt and not due:
-                return _summary_of_finished(config.out, started)
-            if indexed_attempt == journal.attempt:
-                journal.begin_attempt(journal.attempt + 1)
-            session = Session(config, engine, prompts, plan, journal, pool, progress)
-            session.run_batches()
-            session.retry(_clips_to_retry(plan, journal, journal.attempt))
-            return _write_results(session, started)
+        planner = Planner(config, engine, prompts)
+        recipe = recipe_of(config, planner, engine)
+        with writing(config.out / TABLE_FILE):
+            plan = make_plan(
+                videos,
+                probes,
+                config,
+                planner,
+                recipe=recipe,
+                prompts=prompts,
+                folder=config.out,
+            )
+            if repeats is not None:
+                _refuse_another(plan, repeats)
+            if save:
+                save_plan(plan, config.out, settings=recorded_config(config))
+            else:
+                drop_plan(config.out)
+    return Prepared(engine, prompts, planner, plan)
+
+
+def join_run(
+    config: CaptionConfig, progress: Progress, pool: DecodePool, *, engine: Engine | None = None
+) -> Session:
+    """A session on the plan that `config.out` holds, for a process that shares a run with others.
+
+    Raises:
+        ValueError: this process would caption in another way than planned.
+    """
+    plan = load_plan(config.out)
+    engine = engine or make_engine(config)
+    prompts = read_prompts(config.prompts)
+    planner = Planner(config, engine, prompts)
+    recipe = recipe_of(config, planner, engine)
+    names = differing_parts(recipe, {name: plan.parts[name] for name in recipe})
+    if names:
+        raise ValueError(
+            f"this process would not caption as {config.out} was planned (different: "
+            f"{', '.join(names)}); use the same version and kind of device for all of a run"
+        )
+    prepared = Prepared(engine, prompts, planner, plan)
+    return session_of(config, prepared, pool, progress, is_sharing=True)
+
+
+def session_of(
+    config: CaptionConfig,
+    prepared: Prepared,
+    pool: DecodePool,
+    progress: Progress,
+    *,
+    is_sharing: bool = False,
+) -> Session:
+    """A session of this process on a prepared run."""
+    return Session(
+        config=config,
+        folder=config.out,
+        engine=prepared.engine,
+        prompts=prepared.prompts,
+        plan=prepared.plan,
+        planner=prepared.planner,
+        pool=pool,
+        progress=progress,
+        is_sharing=is_sharing,
+    )
+
+
+def _collect(config: CaptionConfig) -> list[Video]:
+    chosen: dict[str, Any] = {
+        "filters": config.filters,
+        "pilot": config.pilot,
+        "limit": config.limit,
+    }
+    if config.render:
+        from captioning.drawing import collect_skeletons
+
+        return collect_skeletons(config.videos, **chosen)
+    return collect_videos(
+        config.videos, **chosen, id_column=config.id_column, path_column=config.path_column
+    )
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say in an OSError what was being written."""
-    try:
+def _only_planner(folder: Path, progress: Progress) -> Iterator[None]:
+    """The lock under which a folder is probed and planned; others wait and then find the plan."""
+    lock = folder / LOCK_FILE
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, wait=False))
+        except BusyError:
+            progress.message(f"waiting: another process is probing or planning in {folder}")
+            stack.enter_context(locked(lock, wait=True))
         yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror} while writing {path}; finished batches are kept: "
-            "cure this and run the same command again",
-        ) from error
 
 
-def _indexed_attempt(folder: Path, plan: Plan) -> int | None:
-    """The attempt whose results the index lists; None where the folder is not whole."""
-    path = folder / INDEX_FILE
-    if not path.is_file() or not (folder / MANIFEST_FILE).is_file():
-        return None
-    index = read_json(path, made_by=MADE_BY)
-    if index.get("fingerprint") != plan.fingerprint:
-        return None
-    if problems := check_shards(folder, read_index(path, made_by=MADE_BY)):
-        log.warning("the shards are written anew from the journal: %s", "; ".join(problems))
-        return None
-    return int(index["attempt"])
-
-
-def _clips_to_retry(plan: Plan, journal: Journal, max_attempts: int) -> list[Clip]:
-    """Failed clips that were tried less than `max_attempts` times, in plan order."""
-    due = {name for name, attempt in journal.failed.items() if attempt < max_attempts}
-    if not due:
-        return []
-    return [clip for batch in plan.batches for clip in batch if clip.sample_id in due]
-
-
-def _write_results(session: Session, started: float) -> CaptionSummary:
-    """Shards from the journal in plan order, then the manifest, then the index."""
-    folder, plan, journal = session.config.out, session.plan, session.journal
-    shards: list[ShardInfo] = []
-    counts: Counter[str] = Counter()
-    failures: list[tuple[str, str, str]] = []
-    for number, batches in enumerate(plan.shards):
-        rows = [row for batch in batches for row in journal.rows_of(batch)]
-        counts.update(row[schema.STATUS] for row in rows)
-        failures += [
-            (row[schema.SAMPLE_ID], row[schema.STATUS], row[schema.REASON])
-            for row in rows
-            if row[schema.STATUS] in FAILED_STATUSES
-        ]
-        path = folder / f"captions-{number:05d}.arrow"
-        with _writing(path):
-            shards.append(
-                write_shard(path, pa.Table.from_pylist(rows, schema=schema.CAPTION_SCHEMA))
-            )
-    num_rows = sum(shard.num_rows for shard in shards)
-    assert num_rows == plan.num_clips * len(session.prompts)
-    seconds = time.monotonic() - started
-    num_clips = session.num_generated_clips
-    clips_per_s = num_clips / session.batches_s if num_clips and session.batches_s else None
-    result = {
-        "num_videos": plan.num_clips,
-        "num_rows": num_rows,
-        "counts": dict(sorted(counts.items())),
-        "failures": failures[:NUM_LISTED_FAILURES],
-    }
-    with _writing(folder / INDEX_FILE):
-        write_json(
-            folder / MANIFEST_FILE,
-            {
-                "config": session.config.model_dump(mode="json"),
-                "fingerprint": plan.fingerprint,
-                "parts": plan.parts,
-                "environment": environment(),
-                "hardware": session.engine.hardware(),
-                "shards": index_entries(shards),
-                "result": result,
-                # What this call did; the calls before it, if there were any, are not in it.
-                "last_call": {
-                    "seconds": seconds,
-                    "clips": num_clips,
-                    "clips_per_s": clips_per_s,
-                    "prompt_tokens": session.num_prompt_tokens,
-                    "generated_tokens": session.num_generated_tokens,
-                    "load_s": session.load_s,
-                    "generate_s": session.generate_s,
-                    "wait_for_frames_s": session.wait_s,
-                },
-            },
+def _refuse_another(plan: Plan, repeats: Mapping[str, Any]) -> None:
+    names = differing_parts(plan.parts, repeats["parts"])
+    if names:
+        raise ValueError(
+            f"the run of that manifest cannot be repeated here (different: {', '.join(names)}); "
+            "give --videos where the same files lie, and the same model, versions and kind of "
+            "device; to caption in this other way, give the settings without --manifest"
         )
-        write_json(
-            folder / INDEX_FILE,
-            {
-                "schema_version": schema.SCHEMA_VERSION,
-                "fingerprint": plan.fingerprint,
-                "attempt": journal.attempt,
-                "num_rows": num_rows,
-                "shards": index_entries(shards),
-            },
-        )
-    return _summary(folder, result, was_finished=False, seconds=seconds, clips_per_s=clips_per_s)
-
-
-def _summary_of_finished(folder: Path, started: float) -> CaptionSummary:
-    manifest = read_json(folder / MANIFEST_FILE, made_by=MADE_BY)
-    return _summary(
-        folder,
-        manifest["result"],
-        was_finished=True,
-        seconds=time.monotonic() - started,
-        clips_per_s=None,
-    )
 
 
 def _summary(
     folder: Path,
-    result: dict[str, Any],
+    plan: Plan,
     *,
-    was_finished: bool,
-    seconds: float,
-    clips_per_s: float | None,
+    started: float,
+    was_finished: bool = False,
+    session: Session | None = None,
 ) -> CaptionSummary:
+    missing = unfinished_shards(folder, plan)
+    result: dict[str, Any] = {"num_rows": 0, "counts": {}, "failures": []}
+    if not missing and (folder / MANIFEST_FILE).is_file():
+        result = read_json(folder / MANIFEST_FILE, made_by=MADE_BY)["result"]
+    num_clips = session.num_generated_clips if session else 0
     return CaptionSummary(
         folder=folder,
         index=folder / INDEX_FILE,
         manifest=folder / MANIFEST_FILE,
-        num_videos=result["num_videos"],
+        num_videos=plan.num_clips,
+        num_shards=plan.num_shards,
         num_rows=result["num_rows"],
         counts=result["counts"],
         failures=[(name, status, reason) for name, status, reason in result["failures"]],
+        missing_shards=missing,
         was_finished=was_finished,
-        seconds=seconds,
-        clips_per_s=clips_per_s,
+        seconds=time.monotonic() - started,
+        clips_per_s=num_clips / session.busy_s if session and num_clips else None,
+        waited_share=session.wait_s / session.busy_s if session and num_clips else None,
     )

@@ -23,6 +23,13 @@ def build_dataset(
         list[Path] | None,
         typer.Option("--captions", help="Folder of a finished caption run; repeatable."),
     ] = None,
+    audit: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--audit",
+            help="Folder of an audit of a caption run: captions it drops stay out; repeatable.",
+        ),
+    ] = None,
     out: OutOption = Path("data/set"),
     name: Annotated[str | None, typer.Option(help="Name of the set; default: OUT's name.")] = None,
     format: Annotated[str, typer.Option(help="auto, ntu or nw-ucla.")] = "auto",
@@ -66,6 +73,7 @@ def build_dataset(
         flags={
             "skeletons": tuple(skeletons),
             "captions": tuple(captions or ()),
+            "audits": tuple(audit or ()),
             "out": out,
             "name": name or out.resolve().name,
             "format": format,

@@ -17,14 +17,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cli import (
+    audit,
     build_dataset,
     caption,
+    captions,
     console,
     demo,
     describe,
     doctor,
     ensemble,
     evaluate,
+    probe,
     protocols,
     recipes,
     train,
@@ -33,7 +36,9 @@ from cli import (
 
 # In the order of the data's way.
 COMMANDS: dict[str, Callable[..., None]] = {
+    "probe": probe.probe,
     "caption": caption.caption,
+    "audit": audit.audit,
     "build-dataset": build_dataset.build_dataset,
     "train": train.train,
     "evaluate": evaluate.evaluate,
@@ -44,6 +49,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "protocols": protocols.protocols,
     "recipes": recipes.recipes,
     "verify": verify.verify,
+}
+# Commands with a word more: `hoc captions diff`.
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "captions": (
+        "Merge what several jobs made, or compare two caption runs.",
+        {"merge": captions.merge, "diff": captions.diff},
+    ),
 }
 
 app = typer.Typer(
@@ -135,6 +147,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 for _name, _command in COMMANDS.items():
     app.command(_name)(guarded(_command))
+for _name, (_help, _commands) in GROUPS.items():
+    _group = typer.Typer(no_args_is_help=True, help=_help, rich_markup_mode="markdown")
+    for _word, _command in _commands.items():
+        _group.command(_word)(guarded(_command))
+    app.add_typer(_group, name=_name)
 
 
 def main() -> None:

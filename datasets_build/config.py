@@ -35,6 +35,7 @@ class BuildConfig(Settings):
         out: folder that the data set is written to.
         name: the data set's name, for reports and its card.
         captions: folders of finished caption runs; none builds a skeleton-only set.
+        audits: folders of audits of these runs; captions that they drop do not enter.
         format: what the sources hold; "auto" looks at the file names.
         classes: "all" keeps the benchmark's class list (NTU: label = action_id - 1); "present"
             numbers only the classes that have a sample, in order of action_id.
@@ -55,6 +56,7 @@ class BuildConfig(Settings):
     out: Path
     name: str = Field(default="skeletons", min_length=1)
     captions: tuple[Path, ...] = ()
+    audits: tuple[Path, ...] = ()
     format: Literal["auto", "ntu", "nw-ucla"] = "auto"
     classes: Literal["all", "present"] = "all"
     allow: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from datasets_build import schema
+from datasets_build.audits import Audit, read_audit, shards_sha256
 from datasets_build.config import BuildConfig, LeftOutReason
 from datasets_build.formats import SkeletonFormat, find_clips
-from datasets_build.manifest import canonical_json, read_json, sha256_bytes
+from datasets_build.manifest import canonical_json, sha256_bytes
 from datasets_build.protocols import NTU, SampleIds, class_list, ids_of_name, listed_missing
 from datasets_build.shards import iterate_shards, read_index
 from datasets_build.sources import ClipFile, leaves_its_folder
@@ -43,6 +44,7 @@ class SampleCaptions:
     captions: set[Caption] = field(default_factory=set)
     frame_counts: set[int] = field(default_factory=set)  # frames of the captioned video
     unused: set[str] = field(default_factory=set)  # statuses of captions that are not taken
+    dropped: set[str] = field(default_factory=set)  # rules by which an audit dropped captions
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,14 @@ def make_plan(config: BuildConfig) -> Plan:
 
     Raises:
         FileNotFoundError: a source or a caption run is not there.
-        ValueError: a source holds no skeletons, or a caption run cannot be read.
+        ValueError: a source holds no skeletons, a caption run cannot be read, or an audit is not of
+            one of the caption runs.
     """
     skeleton_format, files = find_clips(config.skeletons, config.format)
-    captions = read_captions(config.captions, accept_truncated=config.accept_truncated)
+    audits = [read_audit(folder) for folder in config.audits]
+    captions = read_captions(
+        config.captions, accept_truncated=config.accept_truncated, audits=audits
+    )
     left_out: list[LeftOut] = []
     clips = _named_once(files, skeleton_format, left_out)
     missing = listed_missing(skeleton_format.name) if config.use_missing_list else frozenset()
@@ -151,23 +157,27 @@ def make_plan(config: BuildConfig) -> Plan:
         num_uncaptioned=num_uncaptioned,
         sources={
             "skeletons": _describe_skeletons(config.skeletons, files),
-            "captions": [_describe_captions(folder) for folder in config.captions],
+            "captions": [
+                *(_describe_captions(folder) for folder in config.captions),
+                *(_describe_audit(audit) for audit in audits),
+            ],
         },
     )
 
 
 def read_captions(
-    folders: Sequence[Path], *, accept_truncated: bool = False
+    folders: Sequence[Path], *, accept_truncated: bool = False, audits: Sequence[Audit] = ()
 ) -> dict[str, SampleCaptions]:
     """The captions of finished runs by sample_id.
 
     Args:
         folders: caption run folders; each has an index.json, which is written last.
         accept_truncated: take captions with status "truncated" beside "success".
+        audits: of some of the runs; the captions that they drop are not taken.
 
     Raises:
         FileNotFoundError: a folder has no index.json: its run has not finished.
-        ValueError: a shard is not readable, or lacks a column.
+        ValueError: a shard is not readable, or lacks a column; or an audit is of no run given.
     """
     statuses = {schema.STATUS_SUCCESS}
     if accept_truncated:
@@ -177,12 +187,16 @@ def read_captions(
         schema.NUM_FRAMES,
     ]  # fmt: skip
     result: dict[str, SampleCaptions] = {}
+    audited: set[str] = set()
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder} is not a folder; give the folder that `hoc caption` wrote"
             )
         shards = read_index(folder / "index.json", made_by="hoc caption")
+        own = [audit for audit in audits if audit.shards_sha256 == shards_sha256(shards)]
+        audited.update(audit.shards_sha256 for audit in own)
+        dropped = _dropped_by(own)
         for table in iterate_shards(folder, shards):
             absent = [name for name in columns if name not in table.column_names]
             if absent:
@@ -190,14 +204,39 @@ def read_captions(
                     f"a shard of {folder} lacks the columns {', '.join(absent)}; it was not "
                     "written by this version's `hoc caption`"
                 )
-            _collect(table.select(columns), statuses, result)
+            _collect(table.select(columns), statuses, dropped, result)
+    for audit in audits:
+        if audit.shards_sha256 not in audited:
+            raise ValueError(
+                f"{audit.folder} is not an audit of the captions given: it was made of the run "
+                f"{audit.run_name!r}, or of that run before it changed; give that run with "
+                "--captions, or make the audit anew with `hoc audit`"
+            )
     return result
 
 
-def _collect(table: pa.Table, statuses: set[str], result: dict[str, SampleCaptions]) -> None:
+def _dropped_by(audits: Sequence[Audit]) -> dict[tuple[str, str], set[str]]:
+    """(sample_id, prompt_id) of the captions that audits of one run drop, and the rules."""
+    dropped: dict[tuple[str, str], set[str]] = {}
+    for audit in audits:
+        for key, rules in audit.dropped().items():
+            dropped.setdefault(key, set()).update(rules)
+    return dropped
+
+
+def _collect(
+    table: pa.Table,
+    statuses: set[str],
+    dropped: Mapping[tuple[str, str], set[str]],
+    result: dict[str, SampleCaptions],
+) -> None:
     for row in table.to_pylist():
         sample = result.setdefault(row[schema.SAMPLE_ID], SampleCaptions())
         if row[schema.STATUS] in statuses and row[schema.CAPTION]:
+            rules = dropped.get((row[schema.SAMPLE_ID], row[schema.PROMPT_ID]))
+            if rules:
+                sample.dropped.update(rules)
+                continue
             sample.captions.add(
                 Caption(row[schema.PROMPT_ID], row[schema.REQUEST_KEY], row[schema.CAPTION])
             )
@@ -244,7 +283,13 @@ def _usable(captions: dict[str, SampleCaptions], sample_id: str) -> bool:
 def _why(captions: dict[str, SampleCaptions], sample_id: str) -> str:
     if sample_id not in captions:
         return "no caption run has this sample"
-    return f"its captions have status {', '.join(sorted(captions[sample_id].unused))}"
+    found = captions[sample_id]
+    why = []
+    if found.unused:
+        why.append(f"its captions have status {', '.join(sorted(found.unused))}")
+    if found.dropped:
+        why.append(f"dropped by audit: {', '.join(sorted(found.dropped))}")
+    return "; ".join(why)
 
 
 def _classes(dataset: str, action_ids: set[int], which: str) -> list[ClassEntry]:
@@ -274,11 +319,20 @@ def _describe_skeletons(paths: Sequence[Path], files: Sequence[ClipFile]) -> lis
 
 
 def _describe_captions(folder: Path) -> dict[str, Any]:
-    index = read_json(folder / "index.json", made_by="hoc caption")
+    shards = read_index(folder / "index.json", made_by="hoc caption")
     return {
         "name": folder.resolve().name,
-        "num_rows": sum(shard["num_rows"] for shard in index["shards"]),
-        "shards_sha256": sha256_bytes(
-            canonical_json([shard["sha256"] for shard in index["shards"]]).encode()
-        ),
+        "num_rows": sum(shard.num_rows for shard in shards),
+        "shards_sha256": shards_sha256(shards),
+    }
+
+
+def _describe_audit(audit: Audit) -> dict[str, Any]:
+    """An audit stands beside the captions, under the key by which a build tells its input apart."""
+    return {
+        "name": audit.folder.resolve().name,
+        "audit_of": audit.run_name,
+        "drop_rules": list(audit.drop_rules),
+        "num_dropped": audit.num_dropped,
+        "shards_sha256": audit.sha256,
     }

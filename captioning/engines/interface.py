@@ -30,6 +30,8 @@ class EngineFacts:
         clip_pixels: the largest clip (T * H * W) that the model's own processor would make.
         recipe: everything of the model and of generation that decides captions, as JSON values;
             part of the run's fingerprint.
+        exact_tokens: `count_tokens` gives exactly the prompt tokens of the answers; False for a
+            server, whose counts are known from its answers only.
     """
 
     model_id: str
@@ -37,6 +39,26 @@ class EngineFacts:
     side_multiple: int
     clip_pixels: int
     recipe: Mapping[str, Any]
+    exact_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens that go in for one clip, visual ones included.
+
+    Attributes:
+        shared: of what all prompts have in common and the engine computes once; 0 where it does
+            not.
+        each: of the rest, for each prompt.
+    """
+
+    shared: int
+    each: tuple[int, ...]
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """Tokens of the whole request, for each prompt."""
+        return tuple(self.shared + tokens for tokens in self.each)
 
 
 @dataclass(frozen=True)
@@ -69,7 +91,8 @@ class Generated:
         num_prompt_tokens: tokens that went in, visual ones included.
         num_generated_tokens: tokens that came out, without the end token.
         finish_reason: "stop" (the model ended it) or "length" (the token limit did).
-        mean_logprob: mean natural log-probability of the generated tokens, the end token included.
+        mean_logprob: mean natural log-probability of the generated tokens, the end token included;
+            None where a server does not say.
     """
 
     sample_id: str
@@ -78,7 +101,24 @@ class Generated:
     num_prompt_tokens: int
     num_generated_tokens: int
     finish_reason: str
-    mean_logprob: float
+    mean_logprob: float | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A (clip, prompt) that the engine could not answer while it answered others.
+
+    Attributes:
+        sample_id: of the clip.
+        prompt_id: of the prompt.
+        reason: one line.
+        timed_out: it took too long.
+    """
+
+    sample_id: str
+    prompt_id: str
+    reason: str
+    timed_out: bool = False
 
 
 class Engine(Protocol):
@@ -87,15 +127,26 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts:
         """What planning needs to know."""
 
-    def count_prompt_tokens(
-        self, prompt: Prompt, frame_indices: Sequence[int], *, fps: float, height: int, width: int
-    ) -> int:
-        """Exact tokens of one request, visual ones included, without the frames."""
+    def count_tokens(
+        self,
+        prompts: Sequence[Prompt],
+        frame_indices: Sequence[int],
+        *,
+        fps: float,
+        height: int,
+        width: int,
+    ) -> TokenCount:
+        """Tokens of one clip asked all prompts, without its frames."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces that the model writes a text in; for telling where two texts part."""
 
     def load(self) -> None:
         """Bring the weights to the device; called once, before the first `generate`."""
 
-    def generate(self, clips: Sequence[EngineClip], prompts: Sequence[Prompt]) -> list[Generated]:
+    def generate(
+        self, clips: Sequence[EngineClip], prompts: Sequence[Prompt]
+    ) -> Sequence[Generated | Failed]:
         """Answer every prompt for every clip of one batch, in any order.
 
         Raises:
@@ -104,3 +155,9 @@ class Engine(Protocol):
 
     def hardware(self) -> dict[str, Any]:
         """The device, for the manifest."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory of the device in use since `load`; None where the engine cannot tell."""
+
+    def close(self) -> None:
+        """Let go of the weights or connections; called once, at the end."""

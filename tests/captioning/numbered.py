@@ -1,7 +1,10 @@
 """Videos whose pixels tell which frame of which clip they are, and an engine that reads them.
 
-Run as a program it captions a folder with that engine and kills itself at a given disk flush:
+Run as a program it captions a folder with that engine and kills itself with signal 9 at a given
+event: a probe or a decoded clip that comes back, a batch that is generated, a flush to the disk, a
+rename (once before and once after it):
     python numbered.py VIDEOS OUT KILL_AT
+KILL_AT 0 kills nothing and prints the events, a line each.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
-from captioning.engines.interface import EngineClip, EngineFacts, Generated
+from captioning.decode_pool import DecodePool, Outcome
+from captioning.engines.interface import EngineClip, EngineFacts, Failed, Generated, TokenCount
+from captioning.probe import Probe
 from captioning.prompt_files import Prompt
 from captioning.run import run
 from datasets_build.progress import SilentProgress
@@ -84,7 +89,8 @@ class ReadingEngine:
     def __init__(
         self,
         on_plan: Callable[[], None] | None = None,
-        on_batch: Callable[[Sequence[EngineClip]], list[Generated] | None] | None = None,
+        on_batch: Callable[[Sequence[EngineClip]], Sequence[Generated | Failed] | None]
+        | None = None,
     ) -> None:
         self.on_plan = on_plan
         self.on_batch = on_batch
@@ -93,19 +99,30 @@ class ReadingEngine:
     def facts(self) -> EngineFacts:
         return EngineFacts("reading", "1", 32, 16 * HEIGHT * WIDTH, {"id": "reading"})
 
-    def count_prompt_tokens(
-        self, prompt: Prompt, frame_indices: Sequence[int], *, fps: float, height: int, width: int
-    ) -> int:
+    def count_tokens(
+        self,
+        prompts: Sequence[Prompt],
+        frame_indices: Sequence[int],
+        *,
+        fps: float,
+        height: int,
+        width: int,
+    ) -> TokenCount:
         if self.on_plan is not None:
             self.on_plan()
             self.on_plan = None
         # Clips of different lengths cost different tokens, so that ids and batches do not align.
-        return 50 + frame_indices[-1] + len(prompt.prompt_id)
+        return TokenCount(50 + frame_indices[-1], tuple(len(p.prompt_id) for p in prompts))
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
 
     def load(self) -> None:
         pass
 
-    def generate(self, clips: Sequence[EngineClip], prompts: Sequence[Prompt]) -> list[Generated]:
+    def generate(
+        self, clips: Sequence[EngineClip], prompts: Sequence[Prompt]
+    ) -> Sequence[Generated | Failed]:
         self.num_batches += 1
         instead = self.on_batch(clips) if self.on_batch is not None else None
         if instead is not None:
@@ -130,6 +147,12 @@ class ReadingEngine:
     def hardware(self) -> dict[str, Any]:
         return {"device": "none"}
 
+    def peak_memory_bytes(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
 
 def config_for(videos: Path, out: Path, **changes: Any) -> CaptionConfig:
     """Small batches and shards, so that a few clips make several of each."""
@@ -145,18 +168,36 @@ def config_for(videos: Path, out: Path, **changes: Any) -> CaptionConfig:
 
 
 def main(videos: str, out: str, kill_at: int) -> None:
-    flush = os.fsync
-    num_flushes = 0
+    events: list[str] = []
+
+    def happens(event: str) -> None:
+        events.append(event)
+        if len(events) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    flush, rename, take = os.fsync, os.replace, DecodePool.take
 
     def fsync(descriptor: int) -> None:
-        nonlocal num_flushes
-        num_flushes += 1
-        if num_flushes == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        happens(f"flush {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
         flush(descriptor)
 
-    os.fsync = fsync
-    run(config_for(Path(videos), Path(out)), SilentProgress(), engine=ReadingEngine())
+    def replace(source: Any, target: Any) -> None:
+        happens(f"before rename to {os.path.basename(target)}")
+        rename(source, target)
+        happens(f"after rename to {os.path.basename(target)}")
+
+    def taken(self: DecodePool, ticket: int) -> Outcome:
+        outcome = take(self, ticket)
+        happens("probed" if isinstance(outcome.value, Probe) else "decoded")
+        return outcome
+
+    os.fsync, os.replace = fsync, replace
+    Path.replace = lambda path, target: replace(path, target)  # type: ignore[method-assign,assignment]
+    DecodePool.take = taken  # type: ignore[method-assign]
+    engine = ReadingEngine(on_batch=lambda clips: happens("generate"))
+    run(config_for(Path(videos), Path(out)), SilentProgress(), engine=engine)
+    if not kill_at:
+        print("\n".join(events))
 
 
 if __name__ == "__main__":

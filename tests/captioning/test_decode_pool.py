@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 from operator import mul
 
@@ -41,6 +42,31 @@ def test_a_call_that_cannot_be_interrupted_is_killed_too() -> None:
         assert pool.take(pool.submit(partial(os.kill, own, signal.SIGSTOP))).timed_out
         with pytest.raises(ProcessLookupError):
             os.kill(own, 0)
+
+
+def test_outcomes_of_many_calls_come_as_they_are_ready_and_are_asked_for_as_needed() -> None:
+    num_taken = 0
+
+    def calls() -> Iterator[tuple[str, partial[object]]]:
+        nonlocal num_taken
+        yield "slow", partial(time.sleep, 600)
+        for number in range(100):
+            num_taken += 1
+            yield str(number), partial(int, str(number))
+
+    with DecodePool(2, timeout_s=3.0) as pool:
+        outcomes = pool.outcomes(calls())
+        first = [next(outcomes) for _ in range(50)]  # nothing waits for the slow one
+        assert all(outcome.value == int(key) for key, outcome in first)
+        assert num_taken <= 60
+        rest = dict(outcomes)
+    assert len(rest) == 51
+    assert rest["slow"].timed_out
+
+
+def test_no_call_at_all_has_no_outcome() -> None:
+    with DecodePool(2, timeout_s=3.0) as pool:
+        assert list(pool.outcomes([])) == []
 
 
 def test_a_crash_ends_one_call_and_says_how() -> None:

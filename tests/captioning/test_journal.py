@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from captioning.journal import Journal, only_run_in
+from captioning.journal import BusyError, Journal, locked
 
 
 def row(sample_id: str, status: str = "success", attempts: int = 1) -> dict[str, Any]:
@@ -18,16 +19,16 @@ def row(sample_id: str, status: str = "success", attempts: int = 1) -> dict[str,
 
 
 def write_two_batches(path: Path) -> None:
-    with Journal(path, fingerprint="f") as journal:
+    with closing(Journal(path, fingerprint="f")) as journal:
         journal.add_batch(0, [row("a"), row("b", "timeout")])
         journal.add_batch(1, [row("c")])
 
 
 def test_finished_batches_are_there_after_a_restart(tmp_path: Path) -> None:
     write_two_batches(tmp_path / "j")
-    with Journal(tmp_path / "j", fingerprint="f") as journal:
+    with closing(Journal(tmp_path / "j", fingerprint="f")) as journal:
         assert [number in journal for number in range(3)] == [True, True, False]
-        assert journal.rows_of(0) == [row("a"), row("b", "timeout")]
+        assert journal.record_of(0)["rows"] == [row("a"), row("b", "timeout")]
         assert journal.failed == {"b": 1}
 
 
@@ -36,20 +37,20 @@ def test_a_torn_last_line_is_dropped_and_the_journal_goes_on(tmp_path: Path, los
     path = tmp_path / "j"
     write_two_batches(path)
     path.write_bytes(path.read_bytes()[:-lost])
-    with Journal(path, fingerprint="f") as journal:
+    with closing(Journal(path, fingerprint="f")) as journal:
         assert 0 in journal
         assert 1 not in journal
         journal.add_batch(1, [row("d")])
-    with Journal(path, fingerprint="f") as journal:
-        assert journal.rows_of(1) == [row("d")]
-        assert journal.rows_of(0)[0] == row("a")
+    with closing(Journal(path, fingerprint="f")) as journal:
+        assert journal.record_of(1)["rows"] == [row("d")]
+        assert journal.record_of(0)["rows"][0] == row("a")
 
 
 def test_a_torn_first_line_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b'{"fing')
-    with Journal(tmp_path / "j", fingerprint="f") as journal:
+    with closing(Journal(tmp_path / "j", fingerprint="f")) as journal:
         journal.add_batch(0, [row("a")])
-    with Journal(tmp_path / "j", fingerprint="f") as journal:
+    with closing(Journal(tmp_path / "j", fingerprint="f")) as journal:
         assert 0 in journal
 
 
@@ -70,12 +71,13 @@ def test_a_journal_of_another_plan_is_refused(tmp_path: Path) -> None:
 def test_the_latest_try_of_a_row_counts(tmp_path: Path) -> None:
     path = tmp_path / "j"
     write_two_batches(path)
-    with Journal(path, fingerprint="f") as journal:
+    with closing(Journal(path, fingerprint="f")) as journal:
         journal.begin_attempt(2)
         journal.add_retry("b", [row("b", "success", 2)])
-    with Journal(path, fingerprint="f") as journal:
+    with closing(Journal(path, fingerprint="f")) as journal:
         assert journal.attempt == 2
-        assert journal.rows_of(0) == [row("a"), row("b", "success", 2)]
+        assert journal.record_of(0)["rows"] == [row("a"), row("b", "success", 2)]
+        assert journal.record_of(0, with_retries=False)["rows"][1] == row("b", "timeout")
         assert journal.failed == {}
 
 
@@ -83,7 +85,7 @@ def test_a_full_disk_is_an_error_that_names_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "j"
-    with Journal(path, fingerprint="f") as journal:
+    with closing(Journal(path, fingerprint="f")) as journal:
 
         def full(_: int) -> None:
             raise OSError(28, "No space left on device")
@@ -94,12 +96,26 @@ def test_a_full_disk_is_an_error_that_names_the_journal(
         assert 0 not in journal
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_only_one_process_works_on_a_shard(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "j", fingerprint="f")
+    with pytest.raises(BusyError):
+        Journal(tmp_path / "j", fingerprint="f")
+    first.close()
+    Journal(tmp_path / "j", fingerprint="f").close()
     with (
-        only_run_in(tmp_path),
-        pytest.raises(ValueError, match="another caption run is working in"),
-        only_run_in(tmp_path),
+        locked(tmp_path / "lock", wait=True),
+        pytest.raises(BusyError),
+        locked(tmp_path / "lock", wait=False),
     ):
         pass
-    with only_run_in(tmp_path):
-        pass
+
+
+def test_the_batches_of_a_journal_in_use_can_be_counted(tmp_path: Path) -> None:
+    write_two_batches(tmp_path / "j")
+    with (
+        closing(Journal(tmp_path / "j", fingerprint="f")) as journal,
+        journal.path.open("ab") as file,
+    ):
+        file.write(b'{"batch": 2, "ro')
+        file.flush()
+        assert Journal.batches_in(journal.path) == {0, 1}

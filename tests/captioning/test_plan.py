@@ -1,21 +1,34 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from captioning.inputs import Video
-from captioning.plan import frame_pixels, make_plan, planned_size, request_key, save_plan
-from captioning.probe import Probe
+from captioning.plan import (
+    Clip,
+    Plan,
+    Planner,
+    load_plan,
+    make_plan,
+    planned_size,
+    recipe_of,
+    request_key,
+    save_plan,
+    table_parts,
+)
+from captioning.probe import PROBE_SCHEMA, Probe
 from captioning.prompt_files import read_prompts
 
 PROMPTS = read_prompts(("global", "changes"))
 
 
 def inputs(num_good: int = 23, num_bad: int = 3) -> tuple[list[Video], list[Probe]]:
-    videos = [Video(f"v{n:02d}", Path(f"/videos/v{n:02d}.mp4")) for n in range(num_good + num_bad)]
+    videos = [Video(f"v{n:02d}", f"/videos/v{n:02d}.mp4") for n in range(num_good + num_bad)]
     probes = [
         Probe(None, None, 1000, f"sha-{n}", "h264", False, 5 + n * 7 % 11, 0, 25.0, 480, 640)
         if n < num_good
@@ -25,11 +38,21 @@ def inputs(num_good: int = 23, num_bad: int = 3) -> tuple[list[Video], list[Prob
     return videos, probes
 
 
+def batches_of(plan: Plan) -> list[tuple[Clip, ...]]:
+    return [plan.batch(number) for number in range(plan.num_batches)]
+
+
 @pytest.fixture
 def plan_of(numbered: ModuleType, tmp_path: Path) -> Any:
-    def plan(videos: list[Video], probes: list[Probe], **changes: Any) -> Any:
+    def plan(videos: list[Video], probes: list[Probe], **changes: Any) -> Plan:
         config = numbered.config_for(Path("/videos"), tmp_path / "out", **changes)
-        return make_plan(videos, probes, config, numbered.ReadingEngine(), PROMPTS)
+        engine = numbered.ReadingEngine()
+        planner = Planner(config, engine, PROMPTS)
+        table = pa.Table.from_pylist([asdict(probe) for probe in probes], schema=PROBE_SCHEMA)
+        recipe = recipe_of(config, planner, engine)
+        return make_plan(
+            videos, table, config, planner, recipe=recipe, prompts=PROMPTS, folder=tmp_path
+        )
 
     return plan
 
@@ -37,30 +60,55 @@ def plan_of(numbered: ModuleType, tmp_path: Path) -> Any:
 def test_the_order_of_the_inputs_does_not_change_the_plan(plan_of: Any) -> None:
     videos, probes = inputs()
     there, back = plan_of(videos, probes), plan_of(videos[::-1], probes[::-1])
-    assert there.batches == back.batches
+    assert there.table.equals(back.table)
     assert there.fingerprint == back.fingerprint
 
 
 def test_every_clip_is_planned_once_and_no_batch_exceeds_the_budget(plan_of: Any) -> None:
     plan = plan_of(*inputs())
-    assert sorted(c.sample_id for batch in plan.batches for c in batch) == [
+    batches = batches_of(plan)
+    assert sorted(c.sample_id for batch in batches for c in batch) == [
         f"v{n:02d}" for n in range(26)
     ]
-    readable = [batch for batch in plan.batches if batch[0].probe.problem is None]
+    readable = [batch for batch in batches if batch[0].problem is None]
+    names = sum(len(prompt.prompt_id) for prompt in PROMPTS)
     for batch in readable:
-        longest = max(max(clip.prompt_tokens) for clip in batch) + 10
-        assert longest * len(batch) <= 250
+        # 50 + the last frame are shared, each prompt costs its name and 10 new tokens.
+        costs = [50 + clip.frame_indices[-1] + names + 2 * 10 for clip in batch]
+        assert costs == sorted(costs)
+        assert costs[-1] * len(batch) <= 250
     assert max(len(batch) for batch in readable) > 1
     # Clips with a problem stand apart, at the end.
-    assert all(clip.probe.problem for batch in plan.batches[len(readable) :] for clip in batch)
+    assert all(clip.problem for batch in batches[len(readable) :] for clip in batch)
 
 
 def test_shards_are_runs_of_whole_batches(plan_of: Any) -> None:
     plan = plan_of(*inputs(), rows_per_shard=8)
-    assert [batch for shard in plan.shards for batch in shard] == list(range(len(plan.batches)))
-    rows = [2 * sum(len(plan.batches[batch]) for batch in shard) for shard in plan.shards]
+    shards = [plan.batches_of(shard) for shard in range(plan.num_shards)]
+    assert [batch for shard in shards for batch in shard] == list(range(plan.num_batches))
+    rows = [2 * sum(len(plan.batch(batch)) for batch in shard) for shard in shards]
+    assert rows == [2 * plan.num_clips_of(shard) for shard in range(plan.num_shards)]
     assert all(count >= 8 for count in rows[:-1])
     assert sum(rows) == 52
+
+
+def test_a_saved_plan_reads_back_the_same(plan_of: Any, tmp_path: Path) -> None:
+    videos, probes = inputs()
+    odd = Video("odd", "/videos/a\nb \udcff.mp4")  # a name that is no UTF-8
+    plan = plan_of([*videos, odd], [*probes, probes[0]])
+    save_plan(plan, tmp_path, settings={})
+    again = load_plan(tmp_path)
+    assert batches_of(again) == batches_of(plan)
+    assert odd.path in {clip.path for batch in batches_of(again) for clip in batch}
+    assert (again.fingerprint, again.recipe_key) == (plan.fingerprint, plan.recipe_key)
+    assert table_parts(again.table) == {name: plan.parts[name] for name in ("videos", "batches")}
+
+
+def test_a_plan_of_no_readable_clip_has_only_rows_to_write_down(plan_of: Any) -> None:
+    plan = plan_of(*inputs(0, 3))
+    assert [clip.problem for batch in batches_of(plan) for clip in batch] == [
+        "the file is empty"
+    ] * 3
 
 
 def test_frame_size_keeps_the_shape_within_the_pixels() -> None:
@@ -76,10 +124,9 @@ def test_frame_size_keeps_the_shape_within_the_pixels() -> None:
 def test_frame_pixels_come_from_the_setting_or_from_the_model(
     numbered: ModuleType, tmp_path: Path
 ) -> None:
-    facts = numbered.ReadingEngine().facts()
-
     def pixels(**changes: Any) -> int:
-        return frame_pixels(numbered.config_for(tmp_path, tmp_path, **changes), facts)
+        config = numbered.config_for(tmp_path, tmp_path, **changes)
+        return Planner(config, numbered.ReadingEngine(), PROMPTS).max_pixels
 
     assert pixels(num_frames=16) == numbered.HEIGHT * numbered.WIDTH
     assert pixels(num_frames=2) == 8 * numbered.HEIGHT * numbered.WIDTH
@@ -89,34 +136,35 @@ def test_frame_pixels_come_from_the_setting_or_from_the_model(
 
 
 def test_a_clip_over_the_budget_is_named_with_what_to_change(plan_of: Any) -> None:
-    with pytest.raises(ValueError, match=r"clip v\d\d alone needs .* raise batch_tokens"):
+    with pytest.raises(ValueError, match=r"alone needs \d+ tokens .* raise batch_tokens"):
         plan_of(*inputs(), batch_tokens=64)
 
 
 def test_a_picture_of_impossible_shape_becomes_a_row_with_a_reason(plan_of: Any) -> None:
     videos, probes = inputs(1, 0)
     thin = Probe(None, None, 1000, "sha", "h264", False, 9, 0, 25.0, 2, 4000)
-    plan = plan_of([*videos, Video("thin", Path("/videos/thin.mp4"))], [*probes, thin])
-    assert plan.batches[-1][0].probe.problem_status == "decode_error"
-    assert "too narrow" in plan.batches[-1][0].probe.problem
+    plan = plan_of([*videos, Video("thin", "/videos/thin.mp4")], [*probes, thin])
+    clip = plan.batch(plan.num_batches - 1)[0]
+    assert (clip.problem_status, clip.num_frames) == ("decode_error", 9)
+    assert "too narrow" in str(clip.problem)
 
 
 def test_another_recipe_is_refused_and_the_difference_named(plan_of: Any, tmp_path: Path) -> None:
     videos, probes = inputs()
-    save_plan(plan_of(videos, probes), tmp_path)
-    save_plan(plan_of(videos, probes, num_workers=5, decode_timeout_s=3.0), tmp_path)
+    save_plan(plan_of(videos, probes), tmp_path, settings={})
+    save_plan(plan_of(videos, probes, num_workers=5, decode_timeout_s=3.0), tmp_path, settings={})
     with pytest.raises(
         ValueError, match=r"different: batches, frames\.num_frames, resize\.max_pixels"
     ):
-        save_plan(plan_of(videos, probes, num_frames=6), tmp_path)
+        save_plan(plan_of(videos, probes, num_frames=6), tmp_path, settings={})
     with pytest.raises(ValueError, match=r"\(different: batches, videos\)"):
-        save_plan(plan_of(videos[1:], probes[1:]), tmp_path)
+        save_plan(plan_of(videos[1:], probes[1:]), tmp_path, settings={})
 
 
 def test_request_keys_depend_on_clip_and_prompt_but_not_on_the_other_clips(plan_of: Any) -> None:
     videos, probes = inputs(6, 0)
     plan, fewer = plan_of(videos, probes), plan_of(videos[:2], probes[:2])
-    clips = {clip.sample_id: clip for batch in plan.batches for clip in batch}
+    clips = {clip.sample_id: clip for batch in batches_of(plan) for clip in batch}
     keys = {request_key(plan, clip, prompt) for clip in clips.values() for prompt in PROMPTS}
     assert len(keys) == 12
     assert request_key(fewer, clips["v00"], PROMPTS[0]) == request_key(

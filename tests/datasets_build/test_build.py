@@ -12,15 +12,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets_build import schema
+from datasets_build import audits, schema
 from datasets_build.build import JOURNAL_FILE, run
 from datasets_build.config import BuildConfig
 from datasets_build.dataset import joints_of, joints_of_table, open_dataset
-from datasets_build.manifest import read_json
+from datasets_build.manifest import read_json, sha256_file, write_json
 from datasets_build.protocols import protocol_named
+from datasets_build.shards import read_index
 
 NAMES = [f"S001C00{c}P00{p}R001A0{a:02d}" for c in (1, 2) for p in (1, 3) for a in (8, 9, 10)]
 
@@ -163,6 +165,91 @@ def test_truncated_and_absent_captions_enter_when_asked(ntu_folder, caption_run,
         read_json(tmp_path / "a/dataset.json", made_by="")["counts"]["num_planned_uncaptioned"] == 1
     )
     assert run(BuildConfig(**base, out=tmp_path / "b", keep_uncaptioned=True)).num_captions == 0
+
+
+def write_audit(
+    run_folder: Path, dropped: dict[tuple[str, str], list[str]], *, rules: list[str]
+) -> Path:
+    """What `hoc audit` leaves: rows (sample_id, prompt_id) with their flags, all dropped."""
+    folder = run_folder / "audit"
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {
+            schema.SAMPLE_ID: sample_id,
+            schema.PROMPT_ID: prompt_id,
+            audits.FLAGS: flags,
+            audits.DETAILS: flags,
+            audits.CANNOT_TELL: [],
+            audits.DROP: not set(rules).isdisjoint(flags),
+        }
+        for (sample_id, prompt_id), flags in dropped.items()
+    ]
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=audits.AUDIT_SCHEMA), folder / audits.ROWS_FILE
+    )
+    shards = read_index(run_folder / "index.json", made_by="")
+    record = {
+        "run": {"name": run_folder.name, "shards_sha256": audits.shards_sha256(shards)},
+        "drop_rules": rules,
+        "total": {"dropped": len(rows)},
+        "rows": {"sha256": sha256_file(folder / audits.ROWS_FILE)},
+    }
+    write_json(folder / audits.AUDIT_FILE, record)
+    return folder
+
+
+def test_captions_that_an_audit_drops_do_not_enter(ntu_folder, caption_run, tmp_path):
+    source = ntu_folder(NAMES[:3])
+    first = caption_run(
+        [(name, "success", f"{name} {p}", p, 6) for name in NAMES[:3] for p in ("brief", "long")]
+    )
+    second = caption_run([(NAMES[0], "success", "kept", "brief", 6)], name="second")
+    audit = write_audit(
+        first,
+        {
+            (NAMES[0], "brief"): ["refusal"],
+            (NAMES[1], "brief"): ["refusal", "meta-talk"],
+            (NAMES[1], "long"): ["language"],
+            (NAMES[2], "long"): ["meta-talk"],
+        },
+        rules=["refusal", "language"],
+    )
+    config = BuildConfig(
+        skeletons=(source,), captions=(first, second), audits=(audit,), out=tmp_path / "out",
+        allow=("no-caption",),
+    )  # fmt: skip
+    assert run(config).left_out == {"no-caption": 1}
+    (entry,) = pq.read_table(tmp_path / "out" / "left_out.parquet").to_pylist()
+    assert entry["detail"] == "dropped by audit: language, refusal"
+    (table,) = open_dataset(tmp_path / "out").tables()
+    texts = {r[schema.SAMPLE_ID]: [c["text"] for c in r["captions"]] for r in table.to_pylist()}
+    assert texts == {
+        NAMES[0]: ["kept", f"{NAMES[0]} long"],
+        NAMES[2]: [f"{NAMES[2]} brief", f"{NAMES[2]} long"],
+    }
+    sources = read_json(tmp_path / "out/dataset.json", made_by="")["sources"]["captions"]
+    assert [source["name"] for source in sources] == ["run", "second", "audit"]
+    assert (sources[2]["audit_of"], sources[2]["drop_rules"]) == ("run", ["refusal", "language"])
+    write_audit(first, {(NAMES[0], "brief"): ["refusal"]}, rules=["refusal"])
+    with pytest.raises(ValueError, match="built from another request, different in: captions"):
+        run(config)
+
+
+def test_an_audit_of_other_captions_is_refused(ntu_folder, caption_run, tmp_path):
+    first = caption_run([(NAMES[0], "success", "one", "p", 6)])
+    second = caption_run([(NAMES[0], "success", "two", "p", 6)], name="second")
+    audit = write_audit(first, {}, rules=[])
+    config = BuildConfig(
+        skeletons=(ntu_folder(NAMES[:1]),), captions=(second,), audits=(audit,), out=tmp_path / "o"
+    )
+    with pytest.raises(ValueError, match=r"is not an audit of the captions given: .* run 'run'"):
+        run(config)
+    assert run(config.model_copy(update={"captions": (second, first)})).num_captions == 2
+    (audit / audits.ROWS_FILE).write_bytes(b"another table")
+    with pytest.raises(ValueError, match=r"not the table that audit\.json was written with"):
+        run(config)
+    with pytest.raises(FileNotFoundError, match="hoc audit"):
+        run(config.model_copy(update={"audits": (second,)}))
 
 
 def test_listed_missing_samples_never_enter_and_are_no_error(ntu_folder, caption_run, tmp_path):

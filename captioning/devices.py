@@ -1,0 +1,173 @@
+"""`--devices`: one process a GPU, all on the same run; each takes the next shard that is free.
+
+The parent has probed and planned. A child that dies lets go of its shard, and another one goes on
+with it from its journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from captioning.config import CaptionConfig, available_cores
+from captioning.plan import Plan
+from captioning.results import recorded_config, unfinished_shards
+from captioning.run import Distribute
+from datasets_build.progress import Progress
+
+
+def parse_devices(text: str) -> list[str]:
+    """The devices that `--devices` names, one a process.
+
+    Args:
+        text: "all" (every GPU of this machine), "0,2" (these), or "cpu:2" (two CPU processes).
+
+    Raises:
+        ValueError: it is none of these, or there is no such GPU.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    kind, colon, count = text.partition(":")
+    if text == "all":
+        if not num_gpus:
+            raise ValueError(
+                "--devices all was given, but PyTorch finds no GPU here; "
+                "leave it out, or give cpu:2 for two CPU processes"
+            )
+        return [f"cuda:{number}" for number in range(num_gpus)]
+    if kind == "cpu" and colon and count.isdigit() and int(count) > 0:
+        return ["cpu"] * int(count)
+    numbers = text.split(",")
+    if not all(number.strip().isdigit() for number in numbers):
+        raise ValueError(f"--devices {text!r} is not understood; give all, 0,1,3 or cpu:2")
+    chosen = [int(number) for number in numbers]
+    if len(set(chosen)) < len(chosen) or max(chosen) >= num_gpus:
+        raise ValueError(
+            f"--devices {text!r}: PyTorch finds {num_gpus} GPUs here, numbered from 0; "
+            "name each of them once at most"
+        )
+    return [f"cuda:{number}" for number in chosen]
+
+
+def on_devices(devices: Sequence[str]) -> Distribute:
+    """What `run` hands its shards to: a process for each of these devices."""
+
+    def distribute(
+        config: CaptionConfig, plan: Plan, shards: Sequence[int], progress: Progress
+    ) -> None:
+        progress.start("caption", sum(map(plan.num_clips_of, shards)), unit="clips")
+        reports: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        children = [
+            _Child(config, device, number, len(devices), shards, reports)
+            for number, device in enumerate(devices)
+        ]
+        errors = []
+        try:
+            num_running = len(children)
+            while num_running:
+                report = reports.get()
+                if "ended" in report:
+                    num_running -= 1
+                    if report["ended"]:
+                        errors.append(f"{report['device']}: {report['error']}")
+                        progress.message(f"a process ended early; {errors[-1]}")
+                elif "message" in report:
+                    progress.message(report["message"])
+                else:
+                    progress.advance(report["done"], num_failed=report["failed"])
+        finally:
+            for child in children:
+                child.close()
+        progress.finish()
+        left = set(unfinished_shards(config.out, plan)) & set(shards)
+        if left and errors:
+            raise RuntimeError(
+                f"{len(left)} of {len(shards)} shards are not finished: {'; '.join(errors)}"
+            )
+
+    return distribute
+
+
+class _Child:
+    """One process; its reports go to a queue that all share."""
+
+    def __init__(
+        self,
+        config: CaptionConfig,
+        device: str,
+        number: int,
+        num_children: int,
+        shards: Sequence[int],
+        reports: SimpleQueue[dict[str, Any]],
+    ) -> None:
+        own = {
+            **recorded_config(config),
+            "out": os.path.abspath(config.out),
+            "device": device,
+            "num_workers": max(1, config.num_decoders // num_children),
+        }
+        # Each begins with its own share and then takes what is left of the others'.
+        starts = [(number + offset) % num_children for offset in range(num_children)]
+        order = [shard for start in starts for shard in shards[start::num_children]]
+        threads = str(max(1, available_cores() // num_children))
+        path = [str(Path(__file__).resolve().parent.parent), *(p for p in sys.path if p)]
+        self._device = device
+        self._reports = reports
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "captioning.device_worker"],
+            stdin=subprocess.PIPE,  # stays open: its end tells the child that the parent is gone
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": threads},
+            start_new_session=True,  # Ctrl-C reaches the parent only
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"config": own, "shards": order}) + "\n")
+        self._process.stdin.flush()
+        self._errors: list[str] = []
+        self._threads = [
+            threading.Thread(target=target, daemon=True)
+            for target in (self._collect_errors, self._listen)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the process, if it has not ended, and what listens to it."""
+        self._process.kill()
+        self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    def _collect_errors(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._errors = [*self._errors[-20:], line.rstrip()]
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        error = ""
+        for line in self._process.stdout:
+            report = json.loads(line)
+            if "error" in report:
+                error = report["error"]
+            else:
+                self._reports.put(report)
+        code = self._process.wait()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        last = self._errors[-1] if self._errors else ""
+        self._reports.put(
+            {"ended": code, "device": self._device, "error": error or f"{how}, {last}".rstrip(", ")}
+        )
