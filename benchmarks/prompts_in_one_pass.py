@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers.utils import logging as hf_logging
 
 from captioning.config import CaptionConfig
 from captioning.engines.interface import EngineClip
@@ -90,6 +91,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--most", type=float, default=1.6, help="the bar, times one prompt")
     args = parser.parse_args()
+    hf_logging.disable_progress_bar()
     prompts = read_prompts(bundled_prompt_ids())
     one = tuple(prompt for prompt in prompts if prompt.prompt_id == "global")
     with tempfile.TemporaryDirectory() as temporary:

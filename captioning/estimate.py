@@ -18,7 +18,7 @@ from captioning.engines.interface import Engine
 from captioning.execute import Session
 from captioning.journal import Row
 from captioning.plan import Plan
-from captioning.run import make_engine, prepare, session_of
+from captioning.run import prepared_run, session_of
 from datasets_build import schema
 from datasets_build.progress import Progress
 
@@ -88,16 +88,11 @@ def estimate(
         ValueError: see `captioning.run.run`.
         OutOfMemoryError: a batch does not fit into memory; lower batch_tokens.
     """
-    given = engine
-    engine = given or make_engine(config)
-    try:
-        with DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool:
-            prepared = prepare(config, progress, engine=engine, pool=pool, save=False)
-            session = session_of(config, prepared, pool, progress)
-            return _estimate(session)
-    finally:
-        if given is None:
-            engine.close()
+    with (
+        DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool,
+        prepared_run(config, progress, engine=engine, pool=pool, save=False) as prepared,
+    ):
+        return _estimate(session_of(config, prepared, pool, progress))
 
 
 def _estimate(session: Session) -> Estimate:

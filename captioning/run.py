@@ -53,6 +53,8 @@ from datasets_build.progress import Progress
 
 log = logging.getLogger(__name__)
 
+PROBE_FILE = "probe.jsonl"
+
 # Works on the given shards of a run in other processes; captioning/devices.py, ray_cluster.py.
 Distribute = Callable[[CaptionConfig, Plan, Sequence[int], Progress], None]
 
@@ -170,53 +172,50 @@ def run(
         RuntimeError: the engine fails on every batch or mixes up its answers.
     """
     started = time.monotonic()
-    given = engine
-    engine = given or make_engine(config)
-    try:
-        with DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool:
-            prepared = prepare(config, progress, engine=engine, pool=pool, repeats=repeats)
-            plan, folder = prepared.plan, config.out
-            if plan_only:
-                return _summary(folder, plan, started=started)
-            session = session_of(config, prepared, pool, progress)
-            due = [shard for shard in range(plan.num_shards) if session.is_due(shard)]
-            if is_whole(folder, plan) and not due:
-                return _summary(folder, plan, started=started, was_finished=True)
-            for problem in forget_damaged(folder, plan):
-                log.warning("written anew from the journal: %s", problem)
-            first, step = share or (0, 1)
-            chosen = range(first, plan.num_shards, step)
-            if distribute is not None:
-                todo = [shard for shard in chosen if session.is_due(shard)]
-                distribute(config, plan, todo, progress)
-            else:
-                num_clips = sum(plan.num_clips_of(shard) for shard in chosen)
-                progress.start("caption", num_clips, unit="clips")
-                session.run_shards(chosen, wait=share is None)
-                progress.finish()
-    finally:
-        if given is None:
-            engine.close()
+    with (
+        DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool,
+        prepared_run(config, progress, engine=engine, pool=pool, repeats=repeats) as prepared,
+    ):
+        plan, folder = prepared.plan, config.out
+        if plan_only:
+            return _summary(folder, plan, started=started)
+        session = session_of(config, prepared, pool, progress)
+        due = [shard for shard in range(plan.num_shards) if session.is_due(shard)]
+        if is_whole(folder, plan) and not due:
+            return _summary(folder, plan, started=started, was_finished=True)
+        for problem in forget_damaged(folder, plan):
+            log.warning("written anew from the journal: %s", problem)
+        first, step = share or (0, 1)
+        chosen = range(first, plan.num_shards, step)
+        if distribute is not None:
+            todo = [shard for shard in chosen if session.is_due(shard)]
+            distribute(config, plan, todo, progress)
+        else:
+            num_clips = sum(plan.num_clips_of(shard) for shard in chosen)
+            progress.start("caption", num_clips, unit="clips")
+            session.run_shards(chosen, wait=share is None)
+            progress.finish()
     if not unfinished_shards(folder, plan):
         write_index(folder, plan)
     return _summary(folder, plan, started=started, session=session)
 
 
-def prepare(
+@contextmanager
+def prepared_run(
     config: CaptionConfig,
     progress: Progress,
     *,
-    engine: Engine,
+    engine: Engine | None,
     pool: DecodePool,
     repeats: Mapping[str, Any] | None = None,
     save: bool = True,
-) -> Prepared:
-    """Probe and plan, or find the same plan in `config.out`.
+) -> Iterator[Prepared]:
+    """Probe and plan, or find the same plan in `config.out`; at the end close the engine.
 
     Args:
         config: the settings.
         progress: is told the stage "probe".
-        engine: its facts are taken, its weights are not loaded.
+        engine: its facts are taken, its weights are not loaded; it stays open. None makes one.
         pool: probes the files.
         repeats: the manifest of a run that the plan must repeat.
         save: write the plan down; else only what was probed is remembered.
@@ -230,14 +229,42 @@ def prepare(
     videos = _collect(config)
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"the output {config.out} is a file; give a folder")
+    chosen = engine or make_engine(config)
+    try:
+        yield _prepare(
+            config,
+            progress,
+            videos,
+            engine=chosen,
+            prompts=prompts,
+            pool=pool,
+            repeats=repeats,
+            save=save,
+        )
+    finally:
+        if engine is None:
+            chosen.close()
+
+
+def _prepare(
+    config: CaptionConfig,
+    progress: Progress,
+    videos: list[Video],
+    *,
+    engine: Engine,
+    prompts: tuple[Prompt, ...],
+    pool: DecodePool,
+    repeats: Mapping[str, Any] | None,
+    save: bool,
+) -> Prepared:
     engine.facts()  # a wrong model is noticed before hours of probing
-    config.out.mkdir(parents=True, exist_ok=True)
-    with _only_planner(config.out, progress):
-        cache = config.out / "probe.jsonl"
-        with writing(cache):
+    folder = config.out
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_planner(folder, progress):
+        with writing(folder / PROBE_FILE):
             probes: pa.Table = probe_videos(
                 videos,
-                cache,
+                folder / PROBE_FILE,
                 pool,
                 progress,
                 allow_truncated=config.allow_truncated,
@@ -245,22 +272,16 @@ def prepare(
             )
         planner = Planner(config, engine, prompts)
         recipe = recipe_of(config, planner, engine)
-        with writing(config.out / TABLE_FILE):
+        with writing(folder / TABLE_FILE):
             plan = make_plan(
-                videos,
-                probes,
-                config,
-                planner,
-                recipe=recipe,
-                prompts=prompts,
-                folder=config.out,
+                videos, probes, config, planner, recipe=recipe, prompts=prompts, folder=folder
             )
             if repeats is not None:
                 _refuse_another(plan, repeats)
             if save:
-                save_plan(plan, config.out, settings=recorded_config(config))
+                save_plan(plan, folder, settings=recorded_config(config))
             else:
-                drop_plan(config.out)
+                drop_plan(folder)
     return Prepared(engine, prompts, planner, plan)
 
 

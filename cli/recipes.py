@@ -46,7 +46,7 @@ def _one_of(name: str, captions: dict[str, Path], trainings: dict[str, Path]) ->
         return caption_recipe_path(name)
     except FileNotFoundError:
         names = ", ".join([*trainings, *captions])
-        raise FileNotFoundError(f"recipe {name!r} is not one of {names}") from None
+        raise FileNotFoundError(f"there is no recipe {name!r}; there are {names}") from None
 
 
 def _what_it_is(path: Path) -> str:

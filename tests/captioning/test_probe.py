@@ -217,6 +217,8 @@ def test_a_table_has_a_row_for_each_video_in_their_order(
         assert table.schema == PROBE_SCHEMA
         expected = [probe_video(video.path, allow_truncated=False) for video in videos]
         assert [Probe(**row) for row in table.to_pylist()] == expected
+    # What is not there may be there the next time.
+    assert "/no/such.avi" not in (tmp_path / "probe.jsonl").read_text()
     assert probe_all([], tmp_path / "none.jsonl", pool).num_rows == 0
 
 

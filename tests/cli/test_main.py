@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
-from cli.main import COMMANDS, app, guarded
+from cli.main import COMMANDS, GROUPS, app, guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,18 +34,19 @@ def test_every_command_has_a_help_that_explains_each_option(name: str) -> None:
     assert len(result.output) > 200
 
 
-def test_readme_commands_are_commands_with_those_options() -> None:
-    """Every `hoc ...` line in the README's code blocks names existing commands and options."""
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/captioning.md"])
+def test_documented_commands_are_commands_with_those_options(page: str) -> None:
+    """Every `hoc ...` line in a page's code blocks names existing commands and options."""
+    text = (ROOT / page).read_text()
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     calls = [line.split("#")[0].split() for line in lines if line.startswith("hoc ")]
     assert calls
     for call in calls:
-        command = call[1]
-        assert command in COMMANDS, call
-        output = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
-        for word in call[2:]:
+        command = call[1:3] if call[1] in GROUPS else call[1:2]
+        assert command[0] in COMMANDS or command[1] in GROUPS[command[0]][1], call
+        output = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
+        for word in call[1 + len(command) :]:
             if word.startswith("--"):
                 assert word.split("=")[0] in output, f"{command} has no {word}"
 
