@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import partial
@@ -234,14 +233,12 @@ def probe_videos(
     # A path counts once, under its number, however many videos name it.
     numbers: dict[str, int] = {}
     order = np.fromiter((numbers.setdefault(v.path, len(numbers)) for v in videos), np.int64)
-    sizes, times = _stamps_of(numbers)
+    stamps = _stamps_of(numbers)
     key = f"{_VERSION}|{probe.__module__}.{probe.__qualname__}"
     key += "|truncated ok" if allow_truncated else "|whole"
     rows = _Rows(len(numbers))
     if cache is not None and cache.is_file():
-        for number, values in _read_cache(
-            cache, key, numbers, sizes, times, timeout_s=pool.timeout_s
-        ):
+        for number, values in _read_cache(cache, key, numbers, stamps, timeout_s=pool.timeout_s):
             rows.add(number, values)
     progress.start("probe", len(numbers), unit="videos")
     progress.advance(rows.num_known, num_failed=rows.num_problems)
@@ -255,9 +252,10 @@ def probe_videos(
         for (path, number), outcome in pool.outcomes(calls):
             result = probe_of(outcome)
             rows.add(number, astuple(result))
+            size, mtime_ns = stamps[number].tolist()
             # What could not even be read is tried again the next time.
-            if sizes[number] >= 0 and (result.sha256 is not None or outcome.timed_out):
-                line = {"key": key, "path": path, "size": sizes[number], "mtime_ns": times[number]}
+            if size >= 0 and (result.sha256 is not None or outcome.timed_out):
+                line = {"key": key, "path": path, "size": size, "mtime_ns": mtime_ns}
                 line |= {"timeout_s": pool.timeout_s, **asdict(result)}
                 file.write(f"{json.dumps(line)}\n".encode())
             progress.advance(num_failed=int(result.problem_status is not None))
@@ -280,13 +278,13 @@ class _Rows:
     def __init__(self, num_rows: int) -> None:
         self.num_known = 0
         self.num_problems = 0
-        self._place_of = array("q", [-1]) * num_rows  # of each number, in the order of coming
+        self._place_of = np.full(num_rows, -1)  # of each number among the rows as they came
         self._num_added = 0
         self._waiting: list[tuple[Any, ...]] = []
         self._batches: list[pa.RecordBatch] = []
 
     def __contains__(self, number: int) -> bool:
-        return self._place_of[number] >= 0
+        return bool(self._place_of[number] >= 0)
 
     def add(self, number: int, values: tuple[Any, ...]) -> None:
         """Keep a probe's fields."""
@@ -310,30 +308,27 @@ class _Rows:
         if self._waiting:
             self._pack()
         table = pa.Table.from_batches(self._batches, PROBE_SCHEMA).unify_dictionaries()
-        return table.take(pa.array(np.frombuffer(self._place_of, np.int64)[numbers]))
+        return table.take(pa.array(self._place_of[numbers]))
 
 
-def _stamps_of(paths: Iterable[str]) -> tuple[array[int], array[int]]:
-    """Size and modification time in ns of each file; -1 where there is none."""
-    sizes, times = array("q"), array("q")
-    for path in paths:
+def _stamps_of(paths: Collection[str]) -> NDArray[np.int64]:
+    """Size and modification time in ns of each file, (num_paths, 2); -1 where there is none."""
+    stamps = np.full((len(paths), 2), -1)
+    for number, path in enumerate(paths):
         archive, is_member, _ = path.partition(".zip!")
         try:
             info = os.stat(f"{archive}.zip" if is_member else path)
-            size, time_ns = info.st_size, info.st_mtime_ns
         except (OSError, ValueError):
-            size = time_ns = -1
-        sizes.append(size)
-        times.append(time_ns)
-    return sizes, times
+            continue
+        stamps[number] = info.st_size, info.st_mtime_ns
+    return stamps
 
 
 def _read_cache(
     cache: Path,
     key: str,
     numbers: Mapping[str, int],
-    sizes: Sequence[int],
-    times: Sequence[int],
+    stamps: NDArray[np.int64],
     *,
     timeout_s: float,
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -346,9 +341,7 @@ def _read_cache(
                 number = numbers.get(value["path"]) if value["key"] == key else None
             except (ValueError, LookupError, TypeError):
                 continue  # torn when a run was stopped: it is probed again
-            if number is None:
-                continue
-            if value["size"] != sizes[number] or value["mtime_ns"] != times[number]:
+            if number is None or [value["size"], value["mtime_ns"]] != stamps[number].tolist():
                 continue
             if value["problem_status"] == STATUS_TIMEOUT and value["timeout_s"] < timeout_s:
                 continue  # it gets the longer time

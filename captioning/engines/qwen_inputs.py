@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioning.engines.interface import EngineClip, TokenCount
+from captioning.engines.qwen_files import read_pixel_settings, read_tokenizer
 from captioning.prompt_files import Prompt
 
 _START, _PAD, _END = "<|vision_start|>", "<|video_pad|>", "<|vision_end|>"
@@ -52,33 +54,51 @@ class QwenInputs:
     """Writes the tokens and cuts the frames of requests to one checkpoint.
 
     Args:
-        processor: its Qwen3VLProcessor.
+        folder: of the checkpoint.
         model_id: what to call it in a message.
 
+    Attributes:
+        tokenizer: of the checkpoint.
+        chat_template: of the checkpoint.
+        pixels: how frames become patches.
+        clip_pixels: the largest clip (T * H * W) that the processor would make.
+        side: pixels of one visual token.
+
     Raises:
-        ValueError: its chat template does not write one video slot.
+        ValueError: files are missing, or the chat template does not write one video slot.
     """
 
-    def __init__(self, processor: Any, *, model_id: str) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
+    def __init__(self, folder: Path, *, model_id: str) -> None:
+        self._folder = folder
         self._model_id = model_id
-        video = processor.video_processor
-        # With frames of the final size it has no effect; set, because unset it warns.
-        video.cap_pixels_per_frame = False
-        self.side = video.patch_size * video.merge_size  # pixels of one visual token
-        self._step = video.temporal_patch_size  # frames that are merged into one
+        self.tokenizer, self.chat_template = read_tokenizer(folder)
+        self.pixels, self.clip_pixels = read_pixel_settings(folder)
+        self.side = self.pixels.patch_size * self.pixels.merge_size
+        self._step = self.pixels.temporal_patch_size
         self._encode = lru_cache(maxsize=65536)(self._tokenize)
         self._suffixes: dict[Prompt, list[int]] = {}
         self._frame = lru_cache(maxsize=1024)(self._write_frame)
         self._before = self.render(Prompt("form", "", "", "PROMPT")).partition(VIDEO_SLOT)[0]
         self.pad_id = int(self._encode(_PAD)[0])
 
+    @cached_property
+    def processor(self) -> Any:
+        """The checkpoint's own processor, for comparison."""
+        from transformers import AutoProcessor
+
+        processor: Any = AutoProcessor.from_pretrained(self._folder)
+        # With frames of the final size it has no effect; set, because unset it warns.
+        processor.video_processor.cap_pixels_per_frame = False
+        return processor
+
     def render(self, prompt: Prompt) -> str:
         """The chat turn of one prompt, with VIDEO_SLOT where the video goes."""
         content = [{"type": "video"}, {"type": "text", "text": prompt.text}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        text: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
         )
         if text.count(VIDEO_SLOT) != 1:
             raise ValueError(
@@ -142,8 +162,7 @@ class QwenInputs:
         Returns:
             float32 (B * T/2 * H/16 * W/16, C * 2 * 16 * 16), the same bits as the processor's.
         """
-        video = self.processor.video_processor
-        size, merge, step = video.patch_size, video.merge_size, self._step
+        size, merge, step = self.pixels.patch_size, self.pixels.merge_size, self._step
         if missing := -frames.shape[1] % step:
             frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
         num_clips, num_frames, colours, height, width = frames.shape
@@ -159,8 +178,12 @@ class QwenInputs:
 
     def processor_inputs(self, clips: Sequence[EngineClip], prompt: Prompt) -> dict[str, Tensor]:
         """The same request as the processor writes it, padded on the left: the yardstick."""
+        content = [{"type": "video"}, {"type": "text", "text": prompt.text}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
         inputs = self.processor(
-            text=[self.render(prompt)] * len(clips),
+            text=[text] * len(clips),
             videos=[torch.from_numpy(clip.frames) for clip in clips],  # (T, C, H, W) uint8 each
             video_metadata=[
                 {
@@ -255,10 +278,9 @@ class QwenInputs:
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of a colour on the scale of bytes, (C, 1) each."""
-        video = self.processor.video_processor
-        factor = 1.0 / video.rescale_factor
-        mean = torch.tensor(video.image_mean, device=device)[:, None] * factor
-        return mean, torch.tensor(video.image_std, device=device)[:, None] * factor
+        factor = 1.0 / self.pixels.rescale_factor
+        mean = torch.tensor(self.pixels.image_mean, device=device)[:, None] * factor
+        return mean, torch.tensor(self.pixels.image_std, device=device)[:, None] * factor
 
 
 def _line(length: int) -> NDArray[np.int64]:

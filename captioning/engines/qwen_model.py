@@ -31,10 +31,9 @@ from transformers.utils import logging as hf_logging
 
 from captioning.engines.branches import PrefixChunk
 from captioning.engines.interface import EngineClip
+from captioning.engines.qwen_files import ATTENTIONS
 from captioning.engines.qwen_inputs import Prefix, QwenInputs
 
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
-ATTENTIONS = ("sdpa", "eager")
 # On a CPU so many pixels go through vision tower and prefix at a time, that what lies between two
 # operations stays in its cache: a tenth faster than 32 clips of the tiny model at once.
 CPU_CHUNK_PIXELS = 8 * 16 * 64 * 96

@@ -10,14 +10,16 @@ clip of a run, the answers by tests.
 from __future__ import annotations
 
 import gc
+import json
 import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import AutoConfig
 
 from captioning.config import CaptionConfig
 from captioning.engines.decoding import BranchDecoder
@@ -29,18 +31,13 @@ from captioning.engines.interface import (
     TokenCount,
 )
 from captioning.engines.model_folder import find_model, hash_model_files
+from captioning.engines.qwen_files import ATTENTIONS, MODEL_TYPES
 from captioning.engines.qwen_inputs import QwenInputs
-from captioning.engines.qwen_model import ATTENTIONS, MODEL_TYPES, load_model, read_clips
 from captioning.prompt_files import Prompt
 from datasets_build.manifest import sha256_bytes
 
 # What is part of a recipe although no setting says it; a change here may change captions.
 DECODING = "prefix shared by the prompts, answers as branches"
-# What of the processor's settings reaches the pixels; its sizes and sampling are not used.
-_PIXEL_SETTINGS = (
-    "patch_size", "merge_size", "temporal_patch_size", "do_rescale", "rescale_factor",
-    "do_normalize", "image_mean", "image_std", "do_convert_rgb",
-)  # fmt: skip
 
 
 class TransformersEngine:
@@ -83,9 +80,8 @@ class TransformersEngine:
                 "this engine captions with Qwen3-VL checkpoints"
             )
         self._dtype = _choose_dtype(config.dtype, model_config.dtype, self._device)
-        processor: Any = AutoProcessor.from_pretrained(folder)
-        self._inputs = QwenInputs(processor, model_id=self._found.model_id)
-        self._pad_id = processor.tokenizer.pad_token_id
+        self._inputs = QwenInputs(folder, model_id=self._found.model_id)
+        self._pad_id = self._inputs.tokenizer.pad_token_id
         self._end_ids = self._find_end_ids(model_config)
         self._checked: set[Prompt] = set()
         self._model: Any = None
@@ -116,6 +112,9 @@ class TransformersEngine:
 
     def load(self) -> None:
         """See Engine.load."""
+        # Here, because it imports what a plan does not need: seconds, and 250 MB.
+        from captioning.engines.qwen_model import load_model
+
         for gpu in self._gpus():
             torch.cuda.reset_peak_memory_stats(gpu)
         self._model = load_model(
@@ -192,6 +191,8 @@ class TransformersEngine:
 
     def _answer(self, clips: Sequence[EngineClip], prompts: Sequence[Prompt]) -> list[Generated]:
         assert self._decoder is not None, "load comes before generate"
+        from captioning.engines.qwen_model import read_clips
+
         if new := [prompt for prompt in prompts if prompt not in self._checked]:
             rope_index = self._model.model.get_rope_index
             self._inputs.check(clips[0], new, rope_index, device=self._decoder.device)
@@ -251,23 +252,23 @@ class TransformersEngine:
     def _find_end_ids(self, model_config: Any) -> list[int]:
         """The tokens that end an answer: those of the checkpoint and of its tokenizer, sorted."""
         ends = model_config.text_config.eos_token_id
-        if (self._found.folder / "generation_config.json").is_file():
-            ends = GenerationConfig.from_pretrained(self._found.folder).eos_token_id or ends
+        saved = self._found.folder / "generation_config.json"
+        if saved.is_file():
+            ends = json.loads(saved.read_text(encoding="utf-8")).get("eos_token_id") or ends
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         return sorted({*ends, self._inputs.tokenizer.eos_token_id})
 
     def _make_facts(self) -> EngineFacts:
-        config, processor = self._config, self._inputs.processor
-        video, tokenizer = processor.video_processor, processor.tokenizer
+        config, inputs = self._config, self._inputs
         hashes = hash_model_files(self._found.folder, cache=config.out / "model-files.json")
         recipe = {
             "id": self._found.model_id,
             "revision": self._found.commit,
             **hashes,
-            "tokenizer": sha256_bytes(tokenizer.backend_tokenizer.to_str().encode()),
-            "chat_template": sha256_bytes(processor.chat_template.encode()),
-            "rendered_prompt": self._inputs.render(Prompt("form", "", "", "PROMPT")),
-            "pixels": {name: _json_value(getattr(video, name)) for name in _PIXEL_SETTINGS},
+            "tokenizer": sha256_bytes(inputs.tokenizer.backend_tokenizer.to_str().encode()),
+            "chat_template": sha256_bytes(inputs.chat_template.encode()),
+            "rendered_prompt": inputs.render(Prompt("form", "", "", "PROMPT")),
+            "pixels": json.loads(json.dumps(asdict(inputs.pixels))),
             "engine": "transformers",
             "decoding": DECODING,
             "compile": config.compile,
@@ -285,8 +286,8 @@ class TransformersEngine:
         return EngineFacts(
             model_id=self._found.model_id,
             model_revision=self._found.commit or f"sha256:{hashes['weights'][:16]}",
-            side_multiple=self._inputs.side,
-            clip_pixels=video.size["longest_edge"],
+            side_multiple=inputs.side,
+            clip_pixels=inputs.clip_pixels,
             recipe=recipe,
         )
 
@@ -300,11 +301,6 @@ def _cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _json_value(value: Any) -> Any:
-    """A setting as it reads back from JSON, where there are no tuples."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _choose_device(name: str) -> torch.device:

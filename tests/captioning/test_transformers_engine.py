@@ -338,12 +338,10 @@ def test_the_real_processor_plans_and_renders_the_same_form(
     model_folder: Path, engine: TransformersEngine
 ) -> None:
     """Qwen3-VL's own tokenizer and template instead of the small ones, at NTU's size."""
-    from transformers import AutoProcessor
-
     folder = SHARED / "data/qwen/qwen3-vl-processor"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
-    inputs = QwenInputs(AutoProcessor.from_pretrained(folder), model_id="real")
+    inputs = QwenInputs(folder, model_id="real")
     indices = evenly_spaced(103, 16)
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (16, 3, 160, 288), dtype=np.uint8)
