@@ -112,9 +112,13 @@ class MadeUpPool(DecodePool):
 
 
 def config_for(folder: Path) -> CaptionConfig:
-    """The default settings on the made-up files."""
+    """The default settings on the made-up files; broken ones are not tried again."""
     return CaptionConfig(
-        videos=(str(folder / "videos"),), out=folder / "out", max_pixels=50176, num_workers=1
+        videos=(str(folder / "videos"),),
+        out=folder / "out",
+        max_pixels=50176,
+        num_workers=1,
+        max_attempts=1,
     )
 
 

@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from captioning.config import CaptionConfig
 from captioning.engines.model_folder import find_model
+from captioning.plan import load_plan
 from captioning.prompt_files import read_prompt
 from captioning.run import run
 from datasets_build.progress import SilentProgress
@@ -38,11 +38,11 @@ NUM_FRAMES = 16
 class Naive:
     """The loop of the README, with the model in memory."""
 
-    def __init__(self, model: str, height: int, width: int) -> None:
+    def __init__(self, model: str, height: int, width: int, *, dtype: Any) -> None:
         folder = find_model(model).folder
         self._size = {"resized_height": height, "resized_width": width}
         self._processor: Any = AutoProcessor.from_pretrained(folder)
-        self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
         self._prompt = read_prompt("global").text
 
     def caption(self, path: Path) -> str:
@@ -93,10 +93,8 @@ def main() -> None:
             shutil.copy(video, work / "clips")
         config = CaptionConfig(videos=(str(work / "clips"),), out=work / "warm", limit=2)
         run(config, SilentProgress())
-        manifest = json.loads((work / "warm" / "manifest.json").read_text())
-        plan = manifest["parts"]["resize"]
-        height, width = 96, 160  # what the plan gives these clips; checked below
-        naive = Naive("tiny", height, width)
+        planned = load_plan(work / "warm").batch(0)[0]  # all clips have one size
+        naive = Naive("tiny", planned.height, planned.width)
         naive.caption(videos[0])
         times: dict[str, list[float]] = {"naive": [], "ours": []}
         for round_number in range(options.rounds):
@@ -114,7 +112,7 @@ def main() -> None:
             json.dumps(
                 {
                     "clips": len(videos),
-                    "max_pixels": plan["max_pixels"],
+                    "frame size": [planned.height, planned.width],
                     "seconds": {k: [round(t, 1) for t in v] for k, v in times.items()},
                     "clips/s": {k: round(len(videos) / v, 2) for k, v in medians.items()},
                     "ratio of medians": round(medians["naive"] / medians["ours"], 2),

@@ -16,16 +16,21 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image
 
 FRAME_RULE = "evenly spaced from the first to the last frame, rounded half up; turned upright"
-RESIZE_RULE = "PIL bicubic with antialiasing, RGB uint8"
+RESIZE_RULE = "FFmpeg swscale, bicubic, exact rounding, full chroma; RGB uint8"
+# From the decoded picture to the small RGB one in a step: a tenth of the time of converting first
+# and resizing with PIL, within a grey level of it. The flags are swscale's ACCURATE_RND, BITEXACT
+# (the same bits on every processor) and FULL_CHR_H_INT (colours at the size of the result).
+_SCALING = int(Interpolation.BICUBIC) | 0x40000 | 0x80000 | 0x2000
 
 
 class VideoError(Exception):
@@ -74,8 +79,7 @@ def read_frames(
     for index, picture in enumerate(READERS[reader](path)):
         num_decoded = index + 1
         if index in wanted:
-            image = Image.fromarray(picture()).resize((width, height), Image.Resampling.BICUBIC)
-            resized[index] = np.asarray(image)  # (H, W, C)
+            resized[index] = picture(height, width)  # (H, W, C)
         if index == indices[-1]:
             break
     if num_decoded <= indices[-1]:
@@ -143,29 +147,48 @@ def _turned(picture: NDArray[np.uint8], turn: NDArray[np.int64]) -> NDArray[np.u
     return picture[::rows, ::columns]
 
 
-# A decoded picture that is converted to RGB (H, W, C) only when it is wanted.
-Picture = Callable[[], NDArray[np.uint8]]
+# A decoded picture; it becomes upright RGB (H, W, C) of a height and width only when it is wanted.
+Picture = Callable[[int, int], NDArray[np.uint8]]
+
+
+def _shrink(
+    frame: av.VideoFrame,
+    turn: NDArray[np.int64],
+    scaler: VideoReformatter,
+    height: int,
+    width: int,
+) -> NDArray[np.uint8]:
+    """A frame turned and brought to a size, RGB (H, W, C)."""
+    if turn[0, 0] == 0:  # it lies on its side
+        height, width = width, height
+    small = scaler.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation=_SCALING
+    )
+    return _turned(np.asarray(small.to_ndarray(), dtype=np.uint8), turn)
 
 
 def _decode_with_pyav(path: str) -> Iterator[Picture]:
     try:
         with av.open(path) as container:
-            turn = None
+            turn, scaler = None, VideoReformatter()
             for frame in container.decode(video_stream(container)):
                 turn = _turn_of(frame) if turn is None else turn
-                yield lambda frame=frame, turn=turn: _turned(  # type: ignore[misc]
-                    frame.to_ndarray(format="rgb24"), turn
-                )
+                yield partial(_shrink, frame, turn, scaler)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(reason_of(error)) from error
 
 
 def _decode_with_decord(path: str) -> Iterator[Picture]:
-    turn = _turn_left_by_decord(path)
+    turn, scaler = _turn_left_by_decord(path), VideoReformatter()
+
+    def shrink(frame: Any, height: int, width: int) -> NDArray[np.uint8]:
+        pixels = np.ascontiguousarray(pixels_of_decord(frame))
+        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        return _shrink(picture, turn, scaler, height, width)
+
     with reading_with_decord(path) as video:
         for _ in range(len(video)):
-            frame = video.next()
-            yield lambda frame=frame: _turned(pixels_of_decord(frame), turn)  # type: ignore[misc]
+            yield partial(shrink, video.next())
 
 
 @contextmanager

@@ -127,8 +127,8 @@ class Prepared:
     plan: Plan
 
 
-def make_engine(config: CaptionConfig) -> Engine:
-    """The engine that the settings describe.
+def make_engine(config: CaptionConfig, *, plans_only: bool = False) -> Engine:
+    """The engine that the settings describe; one that only plans needs no GPU for device "cuda".
 
     Raises:
         FileNotFoundError: no such model.
@@ -140,7 +140,7 @@ def make_engine(config: CaptionConfig) -> Engine:
         return ServerEngine(config)
     from captioning.engines.transformers_engine import TransformersEngine
 
-    return TransformersEngine(config)
+    return TransformersEngine(config, plans_only=plans_only)
 
 
 def run(
@@ -174,7 +174,9 @@ def run(
     started = time.monotonic()
     with (
         DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool,
-        prepared_run(config, progress, engine=engine, pool=pool, repeats=repeats) as prepared,
+        prepared_run(
+            config, progress, engine=engine, pool=pool, repeats=repeats, plans_only=plan_only
+        ) as prepared,
     ):
         plan, folder = prepared.plan, config.out
         if plan_only:
@@ -209,6 +211,7 @@ def prepared_run(
     pool: DecodePool,
     repeats: Mapping[str, Any] | None = None,
     save: bool = True,
+    plans_only: bool = False,
 ) -> Iterator[Prepared]:
     """Probe and plan, or find the same plan in `config.out`; at the end close the engine.
 
@@ -219,6 +222,7 @@ def prepared_run(
         pool: probes the files.
         repeats: the manifest of a run that the plan must repeat.
         save: write the plan down; else only what was probed is remembered.
+        plans_only: nothing will be captioned here.
 
     Raises:
         FileNotFoundError: see `run`.
@@ -229,7 +233,7 @@ def prepared_run(
     videos = _collect(config)
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"the output {config.out} is a file; give a folder")
-    chosen = engine or make_engine(config)
+    chosen = engine or make_engine(config, plans_only=plans_only)
     try:
         yield _prepare(
             config,

@@ -46,13 +46,14 @@ class TransformersEngine:
     Args:
         config: model, revision, device, device_map, dtype, attention, compile and max_new_tokens
             are used.
+        plans_only: the device need not be here; `load` will not be called.
 
     Raises:
         FileNotFoundError: no such model.
         ValueError: it is no Qwen3-VL, the device is not there, or the attention cannot do this.
     """
 
-    def __init__(self, config: CaptionConfig) -> None:
+    def __init__(self, config: CaptionConfig, *, plans_only: bool = False) -> None:
         if config.attention not in ATTENTIONS:
             raise ValueError(
                 f"attention {config.attention!r} takes no mask, so it cannot keep several prompts "
@@ -67,7 +68,7 @@ class TransformersEngine:
             )
         self._config = config
         self._found = find_model(config.model, revision=config.revision)
-        self._device = _choose_device(config.device)
+        self._device = _choose_device(config.device, must_be_here=not plans_only)
         # Half the cores: the others decode. Threads that must wait for a core spin in every
         # operation: on 2 cores, one of them busy, 2 threads took 2 to 10 times as long as one
         # (tiny model and one of 0.3 B); on 2 idle cores they take two thirds of the time.
@@ -303,13 +304,14 @@ def _cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _choose_device(name: str) -> torch.device:
+def _choose_device(name: str, *, must_be_here: bool) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    num_gpus = torch.cuda.device_count()
+    if must_be_here and device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise ValueError(
-            f"device {name!r} was asked for, but PyTorch finds {torch.cuda.device_count()} GPUs "
+            f"device {name!r} was asked for, but PyTorch finds {num_gpus} GPUs "
             "here, counted from 0; use another, or device 'cpu' or 'auto'"
         )
     return device

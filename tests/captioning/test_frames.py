@@ -244,12 +244,18 @@ def test_of_two_video_streams_the_one_that_plays_is_read(
     assert [numbered.read_numbers(frame) for frame in frames] == [(0, 1), (29, 1)]
 
 
-def test_frames_are_resized_by_pil_bicubic(tmp_path: Path, numbered: ModuleType) -> None:
+@pytest.mark.parametrize("reader", READERS)
+def test_frames_are_shrunk_as_pil_does_it_within_rounding(
+    reader: str, tmp_path: Path, numbered: ModuleType
+) -> None:
     path = numbered.write_video(tmp_path / "a.mp4", 2)
-    (full,) = read_frames(str(path), [1], height=numbered.HEIGHT, width=numbered.WIDTH)
-    (small,) = read_frames(str(path), [1], height=32, width=32)
-    expected = Image.fromarray(full.transpose(1, 2, 0)).resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(small.transpose(1, 2, 0), np.asarray(expected))
+    (small,) = read_frames(str(path), [1], height=24, width=40, reader=reader)
+    with av.open(str(path)) as container:
+        *_, full = (frame.to_image() for frame in container.decode(video=0))
+    expected = np.asarray(full.resize((40, 24), Image.Resampling.BICUBIC)).astype(int)
+    difference = small.transpose(1, 2, 0) - expected
+    assert np.abs(difference).mean() < 2.0
+    assert np.abs(difference).max() <= 16
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -258,14 +264,17 @@ def test_last_frame_of_the_real_ntu_clip_is_not_the_one_that_seeking_gives(
 ) -> None:
     with av.open(str(ntu_clip)) as container:
         pictures = {
-            number: frame.to_image().resize((96, 64), Image.Resampling.BICUBIC)
+            number: frame.to_ndarray(format="rgb24").astype(int)
             for number, frame in enumerate(container.decode(video=0))
             if number in (95, 102)
         }
-    (frame,) = read_frames(str(ntu_clip), [102], height=64, width=96, reader=reader)
-    frame = frame.transpose(1, 2, 0)
-    assert np.array_equal(frame, np.asarray(pictures[102]))
-    assert not np.array_equal(frame, np.asarray(pictures[95]))  # what decord's get_batch gives
+    (frame,) = read_frames(str(ntu_clip), [102], height=1080, width=1920, reader=reader)
+    is_other = {
+        number: np.abs(frame.transpose(1, 2, 0) - picture).max(axis=2) > 24
+        for number, picture in pictures.items()
+    }
+    assert not is_other[102].any()  # colours are rounded otherwise, no more
+    assert is_other[95].mean() > 1e-4  # what decord's get_batch gives now and then
 
 
 @pytest.mark.parametrize("reader", READERS)
