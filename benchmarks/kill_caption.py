@@ -91,23 +91,28 @@ def main() -> None:
         assert whole.returncode == 0
         expected = bytes_of(work / "whole")
         killed: Counter[str] = Counter()
-        num_wrong = num_too_late = 0
-        for trial in range(options.kills):
-            out = work / "out"
-            if trial % 2:
+        num_wrong = num_kills = num_too_late = 0
+        out = work / "out"
+        while num_kills < options.kills:
+            if num_kills % 2:
                 process = start(videos, out, kill_at=0)
                 try:
-                    process.wait(rng.uniform(0.3, seconds))
+                    process.wait(rng.uniform(0.2, seconds))
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                 process.communicate()
-                killed[f"at a random time: {state_of(out)}"] += 1
+                where = f"at a random time: {state_of(out)}"
             else:
                 kill_at = rng.randrange(1, len(events) + 1)
                 process = start(videos, out, kill_at=kill_at)
                 process.communicate()
-                killed[" ".join(events[kill_at - 1].split()[:2]).split("captions")[0]] += 1
-            num_too_late += process.returncode == 0
+                where = " ".join(events[kill_at - 1].split()[:2])
+            if process.returncode == 0:
+                num_too_late += 1
+                shutil.rmtree(out)
+                continue
+            num_kills += 1
+            killed[where] += 1
             last = start(videos, out, kill_at=0)
             last.communicate()
             num_wrong += last.returncode != 0 or bytes_of(out) != expected
@@ -115,7 +120,7 @@ def main() -> None:
         print(
             json.dumps(
                 {
-                    "kills": options.kills - num_too_late,
+                    "kills": num_kills,
                     "ended before they were killed": num_too_late,
                     "runs with other bytes": num_wrong,
                     "shards": len(expected) - 2,

@@ -53,8 +53,8 @@ class Estimate:
         prompt_tokens: of all requests, visual ones included.
         max_new_tokens: the most that may come out.
         load_s: seconds to load the model.
-        batches: what was timed; the first one also warms up.
-        clips_per_s: from the last of them: clips over the longer of decoding and generating, which
+        batches: what was timed.
+        clips_per_s: from the fuller of them: clips over the longer of decoding and generating, which
             overlap; over their sum where both need the CPU.
         hours: for all clips at that rate, on this machine alone.
         peak_memory_bytes: of the device while the batches ran.
@@ -111,7 +111,9 @@ def _estimate(session: Session) -> Estimate:
         batches.append(_timed(session, number, rows))
         session.progress.advance()
     session.progress.finish()
-    clips_per_s = _rate(batches[-1], session) if batches else None
+    # The fuller one; of two equal ones the second, because the first also warms up.
+    fullest = max(reversed(batches), key=lambda batch: batch.num_clips, default=None)
+    clips_per_s = _rate(fullest, session) if fullest else None
     return Estimate(
         num_videos=plan.num_clips,
         problems=dict(sorted(statuses.items())),

@@ -12,17 +12,27 @@ import pytest
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
-@pytest.fixture(scope="session")
-def numbered() -> ModuleType:
-    """tests/captioning/numbered.py (tests are no package, so it is loaded by its path)."""
-    path = Path(__file__).with_name("numbered.py")
-    spec = importlib.util.spec_from_file_location("numbered", path)
+def load_beside(name: str) -> ModuleType:
+    """A module of this folder (tests are no package, so it is loaded by its path)."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["numbered"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def numbered() -> ModuleType:
+    """tests/captioning/numbered.py"""
+    return load_beside("numbered")
+
+
+@pytest.fixture(scope="session")
+def bad_files() -> ModuleType:
+    """tests/captioning/bad_files.py"""
+    return load_beside("bad_files")
 
 
 @pytest.fixture(scope="session")

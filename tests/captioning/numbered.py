@@ -64,8 +64,9 @@ def write_video(
     options: dict[str, str] | None = None,
     height: int = HEIGHT,
     width: int = WIDTH,
+    step: int = 1,
 ) -> Path:
-    """Encode numbered frames at 25 fps; the container follows from the extension."""
+    """Encode numbered frames, one each `step` of 1/25 s; the container follows from the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(25), options=options or {})
@@ -73,7 +74,9 @@ def write_video(
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for number in range(num_frames):
             picture = numbered_frame(number, clip, height, width)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = step * number
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 

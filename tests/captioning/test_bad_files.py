@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,19 +20,6 @@ from datasets_build.progress import SilentProgress
 from datasets_build.shards import iterate_shards, read_index
 
 READERS = ["pyav", *(["decord"] if find_spec("decord") else [])]
-
-
-@pytest.fixture(scope="module")
-def bad_files() -> ModuleType:
-    """tests/captioning/bad_files.py (tests are no package, so it is loaded by its path)."""
-    path = Path(__file__).with_name("bad_files.py")
-    spec = importlib.util.spec_from_file_location("bad_files", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bad_files"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

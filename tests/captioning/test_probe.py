@@ -104,16 +104,7 @@ def write_sound(path: Path) -> None:
 def test_the_rate_is_that_of_the_frames_times_where_the_header_says_another(
     tmp_path: Path, numbered: ModuleType
 ) -> None:
-    path = tmp_path / "a.mkv"  # its header says 25 frames a second
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
-        for number in range(20):
-            picture = numbered.numbered_frame(number, 0, 64, 96)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = 2 * number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    path = numbered.write_video(tmp_path / "a.mkv", 20, step=2)  # its header says 25 a second
     facts = probe(path)
     assert facts.fps == pytest.approx(12.5)
     assert facts.num_frames == 20
@@ -138,16 +129,7 @@ def test_a_matroska_file_cut_anywhere_is_noticed_although_it_counts_no_frames(
 def test_an_avi_that_is_cut_is_told_from_one_with_gaps(
     tmp_path: Path, numbered: ModuleType
 ) -> None:
-    path = tmp_path / "a.avi"
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
-        for number in range(40):
-            picture = numbered.numbered_frame(number, 0, 64, 96)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = 3 * number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    path = numbered.write_video(tmp_path / "a.avi", 40, codec="mpeg4", step=3)
     facts = probe(path)
     assert (facts.problem, facts.num_frames, facts.claimed_frames) == (None, 40, 118)
     assert facts.fps == pytest.approx(25 / 3)
