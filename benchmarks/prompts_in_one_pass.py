@@ -30,7 +30,7 @@ from captioning.engines.interface import EngineClip
 from captioning.engines.model_folder import find_model
 from captioning.engines.transformers_engine import TransformersEngine
 from captioning.frames import evenly_spaced, read_frames
-from captioning.plan import DEFAULT_MAX_PIXELS, planned_size
+from captioning.planning import DEFAULT_MAX_PIXELS, planned_size
 from captioning.prompt_files import Prompt, bundled_prompt_ids, read_prompts
 from captioning.tiny.stream import draw_performance
 from datasets_build.synthetic_motion import FPS

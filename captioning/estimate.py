@@ -54,8 +54,8 @@ class Estimate:
         max_new_tokens: the most that may come out.
         load_s: seconds to load the model.
         batches: what was timed.
-        clips_per_s: from the fuller of them: clips over the longer of decoding and generating, which
-            overlap; over their sum where both need the CPU.
+        clips_per_s: from the fuller of them: clips over the longer of decoding and generating,
+            which overlap; over their sum where both need the CPU.
         hours: for all clips at that rate, on this machine alone.
         peak_memory_bytes: of the device while the batches ran.
         peak_host_bytes: of this process, without its decoders.

@@ -19,7 +19,8 @@ from captioning.decode_pool import DecodePool
 from captioning.engines.interface import Engine, EngineClip, Failed, Generated, OutOfMemoryError
 from captioning.frames import read_frames
 from captioning.journal import FAILED_STATUSES, BusyError, Journal, Row
-from captioning.plan import Clip, Plan, Planner, request_key
+from captioning.plan import Clip, Plan, request_key
+from captioning.planning import Planner
 from captioning.probe import Probe, probe_of, probe_video
 from captioning.prompt_files import Prompt
 from captioning.results import journal_path, read_result, write_result, writing

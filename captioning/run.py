@@ -24,17 +24,8 @@ from captioning.execute import Session, probe_function
 from captioning.frames import check_reader
 from captioning.inputs import Video, collect_videos
 from captioning.journal import FAILED_STATUSES, BusyError, locked
-from captioning.plan import (
-    MADE_BY,
-    TABLE_FILE,
-    Plan,
-    Planner,
-    drop_plan,
-    load_plan,
-    make_plan,
-    recipe_of,
-    save_plan,
-)
+from captioning.plan import MADE_BY, TABLE_FILE, Plan, drop_plan, load_plan, save_plan
+from captioning.planning import Planner, make_plan, recipe_of
 from captioning.probe import probe_videos
 from captioning.prompt_files import Prompt, read_prompts
 from captioning.results import (

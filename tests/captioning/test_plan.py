@@ -9,18 +9,8 @@ import pyarrow as pa
 import pytest
 
 from captioning.inputs import Video
-from captioning.plan import (
-    Clip,
-    Plan,
-    Planner,
-    load_plan,
-    make_plan,
-    planned_size,
-    recipe_of,
-    request_key,
-    save_plan,
-    table_parts,
-)
+from captioning.plan import Clip, Plan, load_plan, request_key, save_plan, table_parts
+from captioning.planning import Planner, make_plan, planned_size, recipe_of
 from captioning.probe import PROBE_SCHEMA, Probe
 from captioning.prompt_files import read_prompts
 

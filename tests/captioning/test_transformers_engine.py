@@ -15,7 +15,7 @@ from captioning.engines.model_folder import find_model
 from captioning.engines.qwen_inputs import QwenInputs
 from captioning.engines.transformers_engine import TransformersEngine
 from captioning.frames import evenly_spaced
-from captioning.plan import planned_size
+from captioning.planning import planned_size
 from captioning.prompt_files import Prompt, read_prompts
 from captioning.run import run
 from captioning.tiny.build import (
