@@ -34,6 +34,7 @@ from captioning.audit_rows import (
 from captioning.audit_rules import CAPTION_RULES
 from captioning.audit_skeletons import SKELETON_RULES, read_motions
 from captioning.label_words import read_classes
+from captioning.results import check_finished
 from datasets_build import audits, schema
 from datasets_build.audits import AUDIT_FILE, AUDIT_SCHEMA, ROWS_FILE, shards_sha256
 from datasets_build.manifest import read_json, sha256_bytes, write_bytes_atomic, write_json
@@ -133,6 +134,7 @@ def run(config: AuditConfig, progress: Progress) -> AuditSummary:
         ValueError: a file cannot be read.
     """
     started = time.monotonic()
+    check_finished(config.run)
     classes = read_classes(config.classes) if config.classes else None
     rows = read_rows(config.run, progress, classes=classes)
     if config.skeletons:

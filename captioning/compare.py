@@ -18,6 +18,7 @@ from typing import Any, Literal
 from captioning.audit_rows import MADE_BY, iterate_columns
 from captioning.caption_words import words_of
 from captioning.label_words import class_of_sample
+from captioning.results import check_finished
 from datasets_build.manifest import differing_parts, read_json
 
 KINDS = ("same", "changed", "added", "lost", "without")
@@ -101,6 +102,8 @@ def compare(a: Path, b: Path, *, limit: int = 20) -> RunDifference:
         FileNotFoundError: a run has not finished.
         ValueError: a shard cannot be read, or a run has one row twice.
     """
+    check_finished(a)
+    check_finished(b)
     ours, theirs = _read(a), _read(b)
     counts: Counter[str] = Counter()
     by_class: dict[str, Counter[str]] = {}

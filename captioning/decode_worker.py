@@ -6,8 +6,10 @@ pipe closes, so it does not outlive its parent, however that ended.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import signal
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,10 +20,12 @@ import av.logging
 from captioning.frames import VideoError, reason_of
 
 READY = "ready"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(descriptor: int) -> None:
     """Serve calls until the parent closes the pipe."""
+    _end_with_parent()
     av.logging.set_level(None)  # broken videos are reported as rows, not on the terminal
     pipe = Connection(descriptor)
     pipe.send(READY)
@@ -41,6 +45,12 @@ def main(descriptor: int) -> None:
             pipe.send(reply)
         except OSError:
             return
+
+
+def _end_with_parent() -> None:
+    """Let the system kill this process when its parent ends, also in the middle of a call."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

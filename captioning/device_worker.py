@@ -48,7 +48,7 @@ def main() -> int:
     config = CaptionConfig.model_validate(order["config"])
     try:
         with DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool:
-            session = join_run(config, reports, pool)
+            session = join_run(config, reports, pool, attempt=order["attempt"])
             session.run_shards(order["shards"])
     except Exception as error:
         reports.tell({"error": f"{type(error).__name__}: {error}"})

@@ -61,16 +61,23 @@ def on_devices(devices: Sequence[str]) -> Distribute:
     """What `run` hands its shards to: a process for each of these devices."""
 
     def distribute(
-        config: CaptionConfig, plan: Plan, shards: Sequence[int], progress: Progress
+        config: CaptionConfig,
+        plan: Plan,
+        shards: Sequence[int],
+        attempt: int,
+        progress: Progress,
     ) -> None:
+        if not shards:
+            return
         progress.start("caption", sum(map(plan.num_clips_of, shards)), unit="clips")
         reports: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        children = [
-            _Child(config, device, number, len(devices), shards, reports)
-            for number, device in enumerate(devices)
-        ]
+        children: list[_Child] = []
         errors = []
         try:
+            for number, device in enumerate(devices):
+                order = in_turn(shards, first=number, count=len(devices))
+                own = {"device": device, "num_workers": max(1, config.num_decoders // len(devices))}
+                children.append(_Child(config, own, order, attempt, len(devices), reports))
             num_running = len(children)
             while num_running:
                 report = reports.get()
@@ -96,30 +103,29 @@ def on_devices(devices: Sequence[str]) -> Distribute:
     return distribute
 
 
+def in_turn(shards: Sequence[int], *, first: int, count: int) -> list[int]:
+    """All shards for one of `count` processes: its own share, then what is left of the others'."""
+    starts = [(first + offset) % count for offset in range(count)]
+    return [shard for start in starts for shard in shards[start::count]]
+
+
 class _Child:
     """One process; its reports go to a queue that all share."""
 
     def __init__(
         self,
         config: CaptionConfig,
-        device: str,
-        number: int,
-        num_children: int,
+        changes: dict[str, Any],
         shards: Sequence[int],
+        attempt: int,
+        num_children: int,
         reports: SimpleQueue[dict[str, Any]],
     ) -> None:
-        own = {
-            **recorded_config(config),
-            "out": os.path.abspath(config.out),
-            "device": device,
-            "num_workers": max(1, config.num_decoders // num_children),
-        }
-        # Each begins with its own share and then takes what is left of the others'.
-        starts = [(number + offset) % num_children for offset in range(num_children)]
-        order = [shard for start in starts for shard in shards[start::num_children]]
+        own = {**recorded_config(config), "out": os.path.abspath(config.out), **changes}
+        order = {"config": own, "shards": list(shards), "attempt": attempt}
         threads = str(max(1, available_cores() // num_children))
         path = [str(Path(__file__).resolve().parent.parent), *(p for p in sys.path if p)]
-        self._device = device
+        self._device = changes["device"]
         self._reports = reports
         self._process = subprocess.Popen(
             [sys.executable, "-m", "captioning.device_worker"],
@@ -129,9 +135,10 @@ class _Child:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": threads},
             start_new_session=True,  # Ctrl-C reaches the parent only
             text=True,
+            errors="replace",
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"config": own, "shards": order}) + "\n")
+        self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         self._errors: list[str] = []
         self._threads = [
@@ -160,7 +167,10 @@ class _Child:
         assert self._process.stdout is not None
         error = ""
         for line in self._process.stdout:
-            report = json.loads(line)
+            try:
+                report = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut off by a kill
             if "error" in report:
                 error = report["error"]
             else:

@@ -7,7 +7,9 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -79,18 +81,24 @@ class Estimate:
 
 
 def estimate(
-    config: CaptionConfig, progress: Progress, *, engine: Engine | None = None
+    config: CaptionConfig,
+    progress: Progress,
+    *,
+    engine: Engine | None = None,
+    repeats: Mapping[str, Any] | None = None,
 ) -> Estimate:
     """Probe and plan without saving the plan, and time two batches from the middle of it.
 
     Raises:
         FileNotFoundError: see `captioning.run.run`.
         ValueError: see `captioning.run.run`.
-        OutOfMemoryError: a batch does not fit into memory; lower batch_tokens.
+        RuntimeError: a batch cannot be captioned, or not as a whole for want of memory.
     """
     with (
         DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool,
-        prepared_run(config, progress, engine=engine, pool=pool, save=False) as prepared,
+        prepared_run(
+            config, progress, engine=engine, pool=pool, repeats=repeats, save=False
+        ) as prepared,
     ):
         return _estimate(session_of(config, prepared, pool, progress))
 
@@ -149,6 +157,14 @@ def _timed(session: Session, number: int, rows: list[Row]) -> TimedBatch:
     generating = time.monotonic()
     batch_rows = session.answer(clips, decoded, problems, attempt=1)
     ended = time.monotonic()
+    answered = [row for row in batch_rows if row[schema.GENERATED_TOKENS] is not None]
+    if decoded and not answered:
+        raise RuntimeError(f"a batch cannot be captioned: {batch_rows[0][schema.REASON]}")
+    if session.splits:
+        raise RuntimeError(
+            f"a batch of {session.splits[0]} clips does not fit into memory; lower batch_tokens "
+            f"({session.config.batch_tokens})"
+        )
     rows += batch_rows
     return TimedBatch(
         num_clips=len(decoded),

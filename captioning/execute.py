@@ -6,6 +6,7 @@ Out of memory: the batch is halved down to single clips. Every clip ends as one 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -73,6 +74,7 @@ class Session:
     planner: Planner
     pool: DecodePool
     progress: Progress
+    attempt: int = 1  # the round of tries; the same for all that share a run
     is_sharing: bool = False
     is_loaded: bool = False
     num_generated_clips: int = 0
@@ -163,7 +165,8 @@ class Session:
         record = read_result(self.folder, self.plan, shard)
         if record is None:
             return True
-        return any(attempt < self.config.max_attempts for attempt in record.failed.values())
+        may_retry = any(tries < self.config.max_attempts for tries in record.failed.values())
+        return may_retry and record.attempt < self.attempt
 
     def _clips_to_retry(self, shard: int, journal: Journal) -> list[Clip]:
         """Failed clips that this round has not tried yet, in plan order, probed again."""
@@ -207,6 +210,8 @@ class Session:
 
     def _caption(self, work: Work) -> None:
         """Caption one batch and write its rows down."""
+        if work.number is None:
+            self.errors_in_a_row = 0  # these clips have failed before: it may well be the clips
         waiting = time.monotonic()
         decoded, problems = self._taken(work.clips, work.tickets)
         generating = time.monotonic()
@@ -368,7 +373,7 @@ class Session:
             status, reason = failures[clip.sample_id, prompt.prompt_id]
         else:
             status, reason = classify(answer)
-            caption = clean_caption(answer.text)
+            caption = clean_caption(storable(answer.text))
             planned = clip.prompt_tokens[prompt_number]
             if facts.exact_tokens and answer.num_prompt_tokens != planned:
                 raise RuntimeError(
@@ -379,9 +384,9 @@ class Session:
         return {
             schema.SAMPLE_ID: clip.sample_id,
             schema.STATUS: status,
-            schema.REASON: reason,
+            schema.REASON: storable(reason) if reason else None,
             schema.CAPTION: caption,
-            schema.CAPTION_RAW: answer.text if answer else None,
+            schema.CAPTION_RAW: storable(answer.text) if answer else None,
             schema.PROMPT_ID: prompt.prompt_id,
             schema.SOURCE: schema.SOURCE_RENDER if self.config.render else schema.SOURCE_VIDEO,
             schema.FRAME_INDICES: list(clip.frame_indices) or None,
@@ -390,7 +395,7 @@ class Session:
             schema.PROMPT_TOKENS: answer.num_prompt_tokens if answer else None,
             schema.GENERATED_TOKENS: answer.num_generated_tokens if answer else None,
             schema.FINISH_REASON: answer.finish_reason if answer else None,
-            schema.MEAN_LOGPROB: answer.mean_logprob if answer else None,
+            schema.MEAN_LOGPROB: _finite(answer.mean_logprob) if answer else None,
             schema.MODEL_ID: facts.model_id,
             schema.MODEL_REVISION: facts.model_revision,
             schema.VIDEO_SHA256: clip.video_sha256,
@@ -407,6 +412,16 @@ class Session:
             hardware=self.engine.hardware(),
         )
         work.journal.close()
+
+
+def storable(text: str) -> str:
+    """A text without what cannot be written as UTF-8: half a surrogate pair is spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON can hold, or None."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def halves(clips: Sequence[EngineClip]) -> tuple[Sequence[EngineClip], Sequence[EngineClip]]:

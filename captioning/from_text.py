@@ -20,7 +20,7 @@ from captioning.drawing import collect_skeletons
 from captioning.journal import FAILED_STATUSES, locked
 from captioning.plan import MADE_BY, PLAN_FILE
 from captioning.results import INDEX_FILE, MANIFEST_FILE, NUM_LISTED_FAILURES, shard_path
-from captioning.run import CaptionSummary
+from captioning.run import CaptionSummary, check_output
 from captioning.selection import choose, ids_from_names, parse_filters
 from captioning.text_rows import Row, classes_of, prepare, rows_of
 from captioning.text_tables import ClassNames, TextTable, read_texts, sample_id_of
@@ -84,8 +84,7 @@ def caption_from_text(
             sample would have one prompt_id; or `out` holds another run.
     """
     started = time.monotonic()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"the output {out} is a file; give a folder")
+    check_output(out)
     tables, classes, known = _gather(table_files, samples, progress)
     kept = choose(known, map(ids_from_names, known), filters=parse_filters(filters))
     sample_ids = [known[position] for position in kept]
@@ -319,6 +318,7 @@ def _summary(folder: Path, *, started: float, was_finished: bool) -> CaptionSumm
         index=folder / INDEX_FILE,
         manifest=folder / MANIFEST_FILE,
         num_videos=result["num_videos"],
+        num_unusable=0,
         num_shards=len(manifest["shards"]),
         num_rows=result["num_rows"],
         counts=result["counts"],

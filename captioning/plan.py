@@ -232,29 +232,44 @@ def _clip_of_row(row: dict[str, Any]) -> Clip:
     )
 
 
-def save_plan(plan: Plan, folder: Path, *, settings: dict[str, Any]) -> None:
-    """Keep a plan as plan.arrow and then plan.json, or check that the folder's are the same.
+def save_plan(plan: Plan, folder: Path, *, settings: dict[str, Any]) -> Plan:
+    """Keep a plan as plan.arrow and then plan.json, or check that the folder's is the same.
+
+    Where the same files lie in another place, the new paths are taken. Where files could not be
+    read when the folder's plan was made and can be now, or the other way round, that plan holds:
+    its failed rows are tried again.
 
     Args:
         plan: what `make_plan` wrote there last.
         folder: of the run.
         settings: of the run, as JSON values; the manifest repeats them.
 
+    Returns:
+        The plan that the folder now holds.
+
     Raises:
         ValueError: the folder holds a run with another fingerprint; what differs is named.
     """
     path = folder / PLAN_FILE
     if path.is_file():
-        drop_plan(folder)
         saved = read_json(path, made_by=MADE_BY)
+        kept = load_plan(folder)
         if saved["fingerprint"] != plan.fingerprint:
-            names = ", ".join(differing_parts(plan.parts, saved["parts"])) or "the fingerprint"
+            names = differing_parts(plan.parts, saved["parts"])
+            same_budget = saved["settings"].get("batch_tokens") == settings.get("batch_tokens")
+            drop_plan(folder)
+            is_same_run = set(names) == {"videos", "batches"} and same_budget
+            if is_same_run and _is_readability_alone(kept.table, plan.table):
+                return kept
             raise ValueError(
-                f"{folder} holds a caption run with other settings or videos (different: {names}); "
-                "give another output folder, or the same settings to go on with that run, "
-                "or delete that folder"
+                f"{folder} holds a caption run with other settings or videos (different: "
+                f"{', '.join(names) or 'the fingerprint'}); give another output folder, or the "
+                "same settings to go on with that run, or delete that folder"
             )
-        return
+        if kept.table["path"].equals(plan.table["path"]):
+            drop_plan(folder)
+            return kept
+        (folder / "index.json").unlink(missing_ok=True)  # its manifest has the old table's hash
     unsaved_path(folder).replace(folder / TABLE_FILE)
     write_json(
         path,
@@ -268,6 +283,17 @@ def save_plan(plan: Plan, folder: Path, *, settings: dict[str, Any]) -> None:
             "num_shards": plan.num_shards,
         },
     )
+    return plan
+
+
+def _is_readability_alone(before: pa.Table, now: pa.Table) -> bool:
+    """Whether two plans are of the same files, but for some that one of them could not read."""
+    tables = [t.select(["sample_id", "video_sha256"]).sort_by("sample_id") for t in (before, now)]
+    if not tables[0]["sample_id"].equals(tables[1]["sample_id"]):
+        return False
+    # Unknown where either has no hash.
+    differ = pc.not_equal(tables[0]["video_sha256"], tables[1]["video_sha256"])
+    return differ.null_count > 0 and not pc.any(differ).as_py()
 
 
 def drop_plan(folder: Path) -> None:

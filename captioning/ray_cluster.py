@@ -20,14 +20,14 @@ from datasets_build.progress import Progress, SilentProgress
 class ShardActor:
     """One captioning process of a cluster."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], attempt: int) -> None:
         from captioning.decode_pool import DecodePool
         from captioning.run import join_run
 
         config = CaptionConfig.model_validate(settings)
         # Not closed: the decoding processes end with the actor, which Ray may kill.
         pool = DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s)
-        self._session = join_run(config, SilentProgress(), pool)
+        self._session = join_run(config, SilentProgress(), pool, attempt=attempt)
 
     def caption(self, shard: int) -> int:
         """Work on a shard until it is written; its number."""
@@ -54,8 +54,14 @@ def on_ray(*, address: str | None = None, num_actors: int | None = None) -> Dist
         ) from error
 
     def distribute(
-        config: CaptionConfig, plan: Plan, shards: Sequence[int], progress: Progress
+        config: CaptionConfig,
+        plan: Plan,
+        shards: Sequence[int],
+        attempt: int,
+        progress: Progress,
     ) -> None:
+        if not shards:
+            return
         if not ray.is_initialized():
             ray.init(
                 address=address or os.environ.get("RAY_ADDRESS"),
@@ -75,7 +81,7 @@ def on_ray(*, address: str | None = None, num_actors: int | None = None) -> Dist
             num_gpus=1 if num_gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1
         )(ShardActor)
         progress.start("caption", sum(map(plan.num_clips_of, shards)), unit="clips")
-        actors: list[Any] = [actor.remote(settings) for _ in range(count)]
+        actors: list[Any] = [actor.remote(settings, attempt) for _ in range(count)]
         try:
             waiting = list(reversed(shards))
             running = {each.caption.remote(waiting.pop()): each for each in actors}

@@ -22,6 +22,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(path, made_by=MADE_BY)
     if not isinstance(manifest, dict) or manifest.get("made_by") != MADE_BY:
         raise ValueError(f"{path} is not the manifest of a caption run; give OUT/manifest.json")
+    if not {"config", "fingerprint", "parts"} <= manifest.keys():
+        raise ValueError(f"{path} is damaged; only a whole manifest can be repeated")
     if "model" not in manifest["parts"]:
         raise ValueError(
             f"{path} is the manifest of captions taken from a text; run `hoc caption --from-text` "

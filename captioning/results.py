@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from captioning.config import CaptionConfig
-from captioning.journal import FAILED_STATUSES, Journal, locked
+from captioning.journal import FAILED_STATUSES, BusyError, Journal, locked
 from captioning.plan import MADE_BY, PLAN_FILE, TABLE_FILE, Plan
 from captioning.prompt_files import bundled_prompt_ids
 from datasets_build import schema
@@ -148,6 +148,26 @@ def unfinished_shards(folder: Path, plan: Plan) -> list[int]:
     return [s for s in range(plan.num_shards) if read_result(folder, plan, s) is None]
 
 
+def due_attempt(folder: Path, plan: Plan, *, max_attempts: int) -> int:
+    """The round of tries that a call makes: the first until all shards are finished, then the next.
+
+    So a shard's failed clips are tried again by a later call only, not by a second process or by a
+    call that goes on with a stopped one.
+    """
+    records = [read_result(folder, plan, shard) for shard in range(plan.num_shards)]
+    if None in records:
+        return 1
+    return 1 + min(
+        (
+            record.attempt
+            for record in records
+            if record is not None
+            and any(attempt < max_attempts for attempt in record.failed.values())
+        ),
+        default=0,
+    )
+
+
 def forget_damaged(folder: Path, plan: Plan) -> list[str]:
     """Remove the records of shards whose bytes are not as recorded, so that they are written anew.
 
@@ -157,9 +177,17 @@ def forget_damaged(folder: Path, plan: Plan) -> list[str]:
     problems = []
     for shard in range(plan.num_shards):
         record = read_result(folder, plan, shard)
-        if record is not None and (found := check_shards(folder, [ShardInfo(**record.entry)])):
-            journal_path(folder, shard).with_suffix(".json").unlink()
-            problems += found
+        if record is None or not check_shards(folder, [ShardInfo(**record.entry)]):
+            continue
+        try:
+            journal = Journal(journal_path(folder, shard), fingerprint=plan.fingerprint)
+        except BusyError:
+            continue  # somebody is writing it
+        with closing(journal):
+            record = read_result(folder, plan, shard)
+            if record and (found := check_shards(folder, [ShardInfo(**record.entry)])):
+                journal_path(folder, shard).with_suffix(".json").unlink()
+                problems += found
     return problems
 
 
@@ -185,6 +213,11 @@ def write_index(folder: Path, plan: Plan) -> None:
     Raises:
         ValueError: a shard is not finished, or not as its record says.
     """
+    with writing(folder / INDEX_FILE), locked(folder / LOCK_FILE, wait=True):
+        _write_index(folder, plan)
+
+
+def _write_index(folder: Path, plan: Plan) -> None:
     records = [read_result(folder, plan, shard) for shard in range(plan.num_shards)]
     finished = [record for record in records if record is not None]
     shards = [ShardInfo(**record.entry) for record in finished]
@@ -238,16 +271,28 @@ def write_index(folder: Path, plan: Plan) -> None:
             else None,
         },
     }
-    with writing(folder / INDEX_FILE), locked(folder / LOCK_FILE, wait=True):
-        write_json(folder / MANIFEST_FILE, manifest)
-        write_json(
-            folder / INDEX_FILE,
-            {
-                "schema_version": schema.SCHEMA_VERSION,
-                "fingerprint": plan.fingerprint,
-                "num_rows": num_rows,
-                "shards": index_entries(shards),
-            },
+    write_json(folder / MANIFEST_FILE, manifest)
+    write_json(
+        folder / INDEX_FILE,
+        {
+            "schema_version": schema.SCHEMA_VERSION,
+            "fingerprint": plan.fingerprint,
+            "num_rows": num_rows,
+            "shards": index_entries(shards),
+        },
+    )
+
+
+def check_finished(folder: Path) -> None:
+    """Say what to do about a run that was planned but is not finished.
+
+    Raises:
+        ValueError: it is not finished.
+    """
+    if (folder / PLAN_FILE).is_file() and not (folder / INDEX_FILE).is_file():
+        raise ValueError(
+            f"{folder} is not finished; give its `hoc caption` command again, or "
+            f"`hoc captions merge {folder}` to see what is missing"
         )
 
 

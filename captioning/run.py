@@ -32,6 +32,7 @@ from captioning.results import (
     INDEX_FILE,
     LOCK_FILE,
     MANIFEST_FILE,
+    due_attempt,
     forget_damaged,
     is_whole,
     recorded_config,
@@ -47,7 +48,8 @@ log = logging.getLogger(__name__)
 PROBE_FILE = "probe.jsonl"
 
 # Works on the given shards of a run in other processes; captioning/devices.py, ray_cluster.py.
-Distribute = Callable[[CaptionConfig, Plan, Sequence[int], Progress], None]
+# Arguments: settings, plan, shards, the round of tries, progress.
+Distribute = Callable[[CaptionConfig, Plan, Sequence[int], int, Progress], None]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class CaptionSummary:
         index: its index.json, which lists the shards; not there while shards are missing.
         manifest: its manifest.json.
         num_videos: input files.
+        num_unusable: of them, those that the probe found a problem with.
         num_shards: of the whole run.
         num_rows: rows of all shards, one a (video, prompt).
         counts: rows by status, only those that occur.
@@ -75,6 +78,7 @@ class CaptionSummary:
     index: Path
     manifest: Path
     num_videos: int
+    num_unusable: int
     num_shards: int
     num_rows: int
     counts: dict[str, int]
@@ -166,13 +170,19 @@ def run(
     with (
         DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool,
         prepared_run(
-            config, progress, engine=engine, pool=pool, repeats=repeats, plans_only=plan_only
+            config,
+            progress,
+            engine=engine,
+            pool=pool,
+            repeats=repeats,
+            plans_only=plan_only or distribute is not None,
         ) as prepared,
     ):
         plan, folder = prepared.plan, config.out
         if plan_only:
             return _summary(folder, plan, started=started)
-        session = session_of(config, prepared, pool, progress)
+        attempt = due_attempt(folder, plan, max_attempts=config.max_attempts)
+        session = session_of(config, prepared, pool, progress, attempt=attempt)
         due = [shard for shard in range(plan.num_shards) if session.is_due(shard)]
         if is_whole(folder, plan) and not due:
             return _summary(folder, plan, started=started, was_finished=True)
@@ -180,9 +190,14 @@ def run(
             log.warning("written anew from the journal: %s", problem)
         first, step = share or (0, 1)
         chosen = range(first, plan.num_shards, step)
+        if step > plan.num_shards:
+            progress.message(
+                f"the run has {plan.num_shards} shards for {step} jobs, so some have nothing to "
+                "do; a shard holds whole batches: lower rows_per_shard, or batch_tokens too"
+            )
         if distribute is not None:
             todo = [shard for shard in chosen if session.is_due(shard)]
-            distribute(config, plan, todo, progress)
+            distribute(config, plan, todo, attempt, progress)
         else:
             num_clips = sum(plan.num_clips_of(shard) for shard in chosen)
             progress.start("caption", num_clips, unit="clips")
@@ -222,8 +237,7 @@ def prepared_run(
     check_reader(config.reader)
     prompts = read_prompts(config.prompts)
     videos = _collect(config)
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"the output {config.out} is a file; give a folder")
+    check_output(config.out)
     chosen = engine or make_engine(config, plans_only=plans_only)
     try:
         yield _prepare(
@@ -272,16 +286,21 @@ def _prepare(
                 videos, probes, config, planner, recipe=recipe, prompts=prompts, folder=folder
             )
             if repeats is not None:
-                _refuse_another(plan, repeats)
+                _refuse_another(plan, repeats, folder)
             if save:
-                save_plan(plan, folder, settings=recorded_config(config))
+                plan = save_plan(plan, folder, settings=recorded_config(config))
             else:
                 drop_plan(folder)
     return Prepared(engine, prompts, planner, plan)
 
 
 def join_run(
-    config: CaptionConfig, progress: Progress, pool: DecodePool, *, engine: Engine | None = None
+    config: CaptionConfig,
+    progress: Progress,
+    pool: DecodePool,
+    *,
+    attempt: int = 1,
+    engine: Engine | None = None,
 ) -> Session:
     """A session on the plan that `config.out` holds, for a process that shares a run with others.
 
@@ -300,7 +319,7 @@ def join_run(
             f"{', '.join(names)}); use the same version and kind of device for all of a run"
         )
     prepared = Prepared(engine, prompts, planner, plan)
-    return session_of(config, prepared, pool, progress, is_sharing=True)
+    return session_of(config, prepared, pool, progress, attempt=attempt, is_sharing=True)
 
 
 def session_of(
@@ -309,6 +328,7 @@ def session_of(
     pool: DecodePool,
     progress: Progress,
     *,
+    attempt: int = 1,
     is_sharing: bool = False,
 ) -> Session:
     """A session of this process on a prepared run."""
@@ -321,6 +341,7 @@ def session_of(
         planner=prepared.planner,
         pool=pool,
         progress=progress,
+        attempt=attempt,
         is_sharing=is_sharing,
     )
 
@@ -353,9 +374,23 @@ def _only_planner(folder: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _refuse_another(plan: Plan, repeats: Mapping[str, Any]) -> None:
+def check_output(folder: Path) -> None:
+    """Make sure that captions may be written into a folder.
+
+    Raises:
+        ValueError: it is a file, or holds something else of ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output {folder} is a file; give a folder")
+    for name, kind in (("dataset.json", "data set"), ("metrics.jsonl", "training run")):
+        if (folder / name).exists():
+            raise ValueError(f"{folder} holds a {kind}; give another output folder")
+
+
+def _refuse_another(plan: Plan, repeats: Mapping[str, Any], folder: Path) -> None:
     names = differing_parts(plan.parts, repeats["parts"])
     if names:
+        drop_plan(folder)
         raise ValueError(
             f"the run of that manifest cannot be repeated here (different: {', '.join(names)}); "
             "give --videos where the same files lie, and the same model, versions and kind of "
@@ -381,6 +416,7 @@ def _summary(
         index=folder / INDEX_FILE,
         manifest=folder / MANIFEST_FILE,
         num_videos=plan.num_clips,
+        num_unusable=plan.num_clips - plan.table["problem_status"].null_count,
         num_shards=plan.num_shards,
         num_rows=result["num_rows"],
         counts=result["counts"],

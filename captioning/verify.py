@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -24,12 +26,11 @@ from captioning.plan import (
     table_parts,
 )
 from captioning.prompt_files import read_prompt
-from captioning.results import INDEX_FILE, MANIFEST_FILE, journal_path
+from captioning.results import INDEX_FILE, MANIFEST_FILE, check_finished, journal_path
 from captioning.run import join_run
 from datasets_build.manifest import differing_parts, fingerprint, read_json, sha256_file
 from datasets_build.progress import Progress
 from datasets_build.schema import (
-    ATTEMPTS,
     CAPTION_RAW,
     PROMPT_ID,
     SAMPLE_ID,
@@ -55,8 +56,12 @@ def verify(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError: the folder holds no finished run.
     """
+    check_finished(folder)
     index = read_json(folder / INDEX_FILE, made_by=MADE_BY)
     manifest = read_json(folder / MANIFEST_FILE, made_by=MADE_BY)
+    needed = {"config", "fingerprint", "parts", "plan", "result", "shards"}
+    if missing := sorted(needed - manifest.keys()):
+        return [f"{MANIFEST_FILE} lacks {', '.join(missing)}"]
     problems = []
     if fingerprint(manifest["parts"]) != manifest["fingerprint"]:
         problems.append("the parts in manifest.json do not give its fingerprint")
@@ -68,13 +73,16 @@ def verify(folder: Path) -> list[str]:
     problems += check_shards(folder, read_index(folder / INDEX_FILE, made_by=MADE_BY))
     if not (folder / PLAN_FILE).is_file():
         return [*problems, f"{PLAN_FILE} is missing"]
-    plan = load_plan(folder)
+    try:
+        plan = load_plan(folder)
+    except (FileNotFoundError, ValueError) as error:
+        return [*problems, str(error)]
     if sha256_file(folder / TABLE_FILE) != manifest["plan"]["sha256"]:
         problems.append(f"{TABLE_FILE} has another sha256 than the manifest says")
     names = differing_parts(table_parts(plan.table), _picked(manifest["parts"], "videos batches"))
     problems += [f"{TABLE_FILE} does not give the fingerprint's part {name}" for name in names]
     if not problems:
-        problems += _check_rows(folder, plan)
+        problems += _check_rows(folder, plan, manifest["result"])
     return problems + _check_videos(plan, CaptionConfig.model_validate(manifest["config"]))
 
 
@@ -96,7 +104,7 @@ def _check_prompts(manifest: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _check_rows(folder: Path, plan: Plan) -> list[str]:
+def _check_rows(folder: Path, plan: Plan, result: dict[str, Any]) -> list[str]:
     """The rows are the planned clips in the planned order, a row a prompt, made of those videos."""
     prompt_ids = sorted(plan.parts["prompts"])
     planned = (
@@ -107,10 +115,11 @@ def _check_rows(folder: Path, plan: Plan) -> list[str]:
     tables = iterate_shards(
         folder,
         read_index(folder / INDEX_FILE, made_by=MADE_BY),
-        columns=[SAMPLE_ID, PROMPT_ID, VIDEO_SHA256],
+        columns=[SAMPLE_ID, PROMPT_ID, STATUS, VIDEO_SHA256],
     )
     rows = chain.from_iterable(table.to_pylist() for table in tables)
     number = -1
+    counts: Counter[str] = Counter()
     for number, (row, (sample_id, prompt_id, sha256)) in enumerate(
         zip(rows, planned, strict=False)
     ):
@@ -119,12 +128,15 @@ def _check_rows(folder: Path, plan: Plan) -> list[str]:
                 f"row {number} is ({row[SAMPLE_ID]}, {row[PROMPT_ID]}), but ({sample_id}, "
                 f"{prompt_id}) was planned there"
             ]
+        counts[row[STATUS]] += 1
         # A file that could not be read at first may have been captioned by a later try.
         if row[VIDEO_SHA256] != sha256 and sha256 is not None:
             return [f"row {number} ({sample_id}) was made from another video than planned"]
     expected = plan.num_clips * len(prompt_ids)
     if number + 1 != expected or next(rows, None) is not None:
         return [f"the shards do not hold the {expected} planned rows"]
+    if counts != result["counts"]:
+        return [f"the rows have the statuses {dict(counts)}, {MANIFEST_FILE} says otherwise"]
     return []
 
 
@@ -218,8 +230,13 @@ def regenerate(
     changes = {"out": folder} | ({"device": device} if device else {})
     config = CaptionConfig.model_validate({**manifest["config"], **changes})
     result = Regenerated()
-    with DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s) as pool:
+    with ExitStack() as stack:
+        pool = stack.enter_context(
+            DecodePool(config.num_decoders, timeout_s=config.decode_timeout_s)
+        )
         session = join_run(config, progress, pool, engine=engine)
+        if engine is None:
+            stack.callback(session.engine.close)
         plan = session.plan
         shard_of = {batch: s for s in range(plan.num_shards) for batch in plan.batches_of(s)}
         usable = [number for number in shard_of if plan.batch(number)[0].problem_status is None]
@@ -245,7 +262,7 @@ def _first_record(folder: Path, plan: Plan, shard: int, batch: int) -> dict[str,
         raise FileNotFoundError(
             f"{path} is missing; it tells which clips of a batch were generated together"
         )
-    journal = Journal(path, fingerprint=plan.fingerprint)
+    journal = Journal(path, fingerprint=plan.fingerprint, wait=True)
     try:
         return journal.record_of(batch, with_retries=False)
     finally:
@@ -261,7 +278,7 @@ def _compare_batch(
     }
     had_no_frames = {
         name for (name, _), row in rows.items()
-        if row[STATUS] in (STATUS_DECODE_ERROR, STATUS_TIMEOUT) and row[ATTEMPTS] == 1
+        if row[STATUS] in (STATUS_DECODE_ERROR, STATUS_TIMEOUT)
     }  # fmt: skip
     clips = [clip for clip in session.plan.batch(number) if clip.sample_id not in had_no_frames]
     decoded, problems = session.decode(clips)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import console
-from cli.options import JsonOption, OutOption, SetOption
+from cli.options import JsonOption, SetOption
 
 if TYPE_CHECKING:
     from captioning.config import CaptionConfig
@@ -19,6 +20,7 @@ _INPUTS = "What to caption"
 _MODEL = "Model and prompts"
 _FRAMES = "Frames"
 _RUN = "Running"
+_DEFAULT_OUT = Path("captions/run")
 
 
 def caption(
@@ -85,7 +87,12 @@ def caption(
     path_column: Annotated[
         str | None, typer.Option(help="Column of a list with the path.", rich_help_panel=_INPUTS)
     ] = None,
-    out: OutOption = Path("captions/run"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder to write; an interrupted run there goes on; captions/run."
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -194,7 +201,7 @@ def caption(
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(help="sdpa (default), eager or flash_attention_2.", rich_help_panel=_MODEL),
+        typer.Option(help="sdpa (default) or eager.", rich_help_panel=_MODEL),
     ] = None,
     compile_steps: Annotated[
         bool | None,
@@ -246,12 +253,30 @@ def caption(
     of the shards do not depend on stops, order, or how many processes share the work.
     """
     if from_text:
-        _refuse_both("--from-text", {"--videos": videos, "--render": render, "--recipe": recipe})
+        _refuse_both(
+            "--from-text",
+            {"--videos": videos, "--render": render, "--recipe": recipe, "--manifest": manifest,
+             "--pilot": pilot, "--limit": limit, "--set": assignments, "--dry-run": dry_run,
+             "--plan": plan, "--devices": devices, "--shards": shards, "--cluster": cluster,
+             "--engine": engine, "--server-url": server_url, "--model": model, "--prompt": prompt},
+        )  # fmt: skip
         _caption_from_text(
-            from_text, samples, out, source=text_source, filters=filter_by, json_output=json_output
+            from_text,
+            samples,
+            out or _DEFAULT_OUT,
+            source=text_source,
+            filters=filter_by,
+            json_output=json_output,
         )
         return
-    _refuse_both("--render", {"--videos": videos} if render else {})
+    for option, value in (("--samples", samples), ("--text-source", text_source)):
+        if value:
+            raise ValueError(f"{option} belongs to --from-text, which was not given")
+    if render:
+        _refuse_both("--render", {"--videos": videos})
+    if dry_run:
+        others = {"--plan": plan, "--devices": devices, "--shards": shards, "--cluster": cluster}
+        _refuse_both("--dry-run", others)
     from captioning.config import CaptionConfig
     from captioning.recipes import read_caption_recipe
     from captioning.repeat import read_manifest, settings_to_repeat
@@ -262,7 +287,11 @@ def caption(
     if recipe:
         _refuse_both("--recipe", {"--manifest": manifest})
         values = read_caption_recipe(recipe)
-    asks_server = bool(server_url) or engine == "server"
+    values = {
+        "out": _DEFAULT_OUT,
+        **{k: v for k, v in values.items() if not (repeats and k == "out")},
+    }
+    asks_server = bool(server_url) or (engine or values.get("engine")) == "server"
     if asks_server:
         _refuse_both(
             "a server",
@@ -310,18 +339,21 @@ def caption(
         source="the settings",
     )
     if dry_run:
-        _dry_run(config, json_output=json_output)
+        _dry_run(config, repeats=repeats, json_output=json_output)
         return
     summary = _run(
         config, repeats=repeats, devices=devices, shards=shards, cluster=cluster, plan_only=plan
     )
     if json_output:
         console.print_json(summary.as_json())
-        return
-    _print_summary(summary, plan_only=plan)
+    else:
+        _print_summary(summary, plan_only=plan)
+    if summary.num_rows and summary.num_failed == summary.num_rows:
+        console.err.print("hoc: nothing was captioned; every row says why")
+        raise typer.Exit(1)
 
 
-def _refuse_both(option: str, others: dict[str, object]) -> None:
+def _refuse_both(option: str, others: Mapping[str, object]) -> None:
     for name, value in others.items():
         if value:
             raise ValueError(f"{option} and {name} exclude each other; give one of them")
@@ -344,7 +376,11 @@ def _run(
     if devices:
         from captioning.devices import on_devices, parse_devices
 
-        distribute = on_devices(parse_devices(devices))
+        if config.device_map:
+            raise ValueError("--devices gives each process one GPU; it excludes --device-map")
+        names = parse_devices(devices)
+        config = config.model_copy(update={"device": names[0].partition(":")[0]})
+        distribute = on_devices(names)
     if cluster:
         from captioning.ray_cluster import on_ray
 
@@ -405,7 +441,9 @@ def _caption_from_text(
 def _print_summary(summary: CaptionSummary, *, plan_only: bool) -> None:
     if plan_only:
         console.out.print(
-            f"Planned {summary.num_videos} clips in {summary.num_shards} shards.", markup=False
+            f"Planned: clips {summary.num_videos}, of them unusable {summary.num_unusable}, "
+            f"shards {summary.num_shards}.",
+            markup=False,
         )
     elif summary.missing_shards:
         console.out.print(
@@ -429,19 +467,19 @@ def _print_summary(summary: CaptionSummary, *, plan_only: bool) -> None:
         console.out.print("There was nothing left to do.")
     elif summary.clips_per_s:
         console.out.print(
-            f"{summary.clips_per_s:.2f} clips/s; the model waited for frames "
+            f"{summary.clips_per_s:.2f} clips/s once the model was loaded; it waited for frames "
             f"{summary.waited_share or 0:.1%} of the time."
         )
     console.print_paths(summary.paths)
 
 
-def _dry_run(config: CaptionConfig, *, json_output: bool) -> None:
+def _dry_run(config: CaptionConfig, *, repeats: dict[str, Any] | None, json_output: bool) -> None:
     from dataclasses import asdict
 
     from captioning.estimate import estimate
 
     with console.progress() as progress:
-        result = estimate(config, progress)
+        result = estimate(config, progress, repeats=repeats)
     if json_output:
         console.print_json(asdict(result))
         return
@@ -449,7 +487,11 @@ def _dry_run(config: CaptionConfig, *, json_output: bool) -> None:
     if result.clips_per_s is None:
         console.out.print("No clip can be captioned, so nothing was timed.")
         return
-    console.out.print("Nothing was captioned; the same command without --dry-run runs it.")
+    console.out.print(
+        "Nothing was captioned; the same command without --dry-run runs it, and need not probe "
+        f"again ({config.out}/probe.jsonl).",
+        markup=False,
+    )
 
 
 def _estimate_rows(result: Estimate) -> list[tuple[str, object]]:

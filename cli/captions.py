@@ -122,7 +122,16 @@ def _print_recipe(found: RunDifference) -> None:
     if found.recipe is None:
         console.out.print("\nThe recipes were not compared: a run has no manifest.json.")
     elif found.recipe:
-        rows = [(name, *values) for name, values in found.recipe.items()]
+        rows = [(name, *map(_short, values)) for name, values in found.recipe.items()]
         console.print_table("\nDiffering parts of the recipe", ["part", "A", "B"], rows)
     else:
         console.out.print("\nThe recipes are equal.")
+
+
+def _short(value: object) -> str:
+    """A part of a recipe for a table: hashes cut, "-" where there is none."""
+    text = str(value)
+    if value is None or text in ("None", "null"):
+        return "-"
+    is_hash = len(text) > 40 and set(text.removeprefix("sha256:")) <= set("0123456789abcdef.")
+    return text[:12] if is_hash else text

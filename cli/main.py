@@ -118,6 +118,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except typer.Exit:
+            raise  # an exit code that the command chose
         except KeyboardInterrupt:
             _fail(
                 "stopped by Ctrl-C. What was finished is kept; the same command again goes on.",

@@ -60,15 +60,18 @@ def probe(
         list[str] | None,
         typer.Option("--filter", help="As for hoc caption, e.g. action=1-60; repeatable."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Decoding processes; default: one a core.")
     ] = None,
     timeout_s: Annotated[
-        float, typer.Option(help="Seconds a video may take before it is given up.")
+        float, typer.Option(min=0.1, help="Seconds a video may take before it is given up.")
     ] = 120.0,
     allow_truncated: Annotated[
-        bool, typer.Option(help="A file that ends early is no problem.")
+        bool,
+        typer.Option(
+            "--allow-truncated/--no-truncated", help="A file that ends early is no problem."
+        ),
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -171,7 +174,10 @@ def _print(table: pa.Table, reader: str | None, out: Path | None) -> None:
     if reader is not None:
         num_audited = sum(row["audit_num_asked"] is not None for row in rows)
         num_wrong = sum(bool(row["audit_wrong"]) for row in rows)
-        console.out.print(f"{reader} returned wrong frames of {num_wrong:,} of {num_audited:,}.")
+        console.out.print(
+            f"{reader} returned wrong frames of {num_wrong:,} of {num_audited:,} "
+            "videos; its answers may change from try to try (--num-tries)."
+        )
     if out is not None:
         console.print_paths({"table": out})
 

@@ -101,7 +101,7 @@ def resolve(
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, item) for item in error.errors()]
-        raise ValueError(f"{source} does not fit:\n  " + "\n  ".join(lines)) from None
+        raise ValueError(f"this does not fit in {source}:\n  " + "\n  ".join(lines)) from None
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,10 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(sorted(names))}"
         return f"{where}: no such key; {hint}"
-    return f"{where}: {item['msg']} (given: {item.get('input')!r})"
+    message = item["msg"].removeprefix("Value error, ")
+    if not item["loc"]:
+        return str(message)  # about the whole; its parts are named in it
+    return f"{where}: {message} (given: {item.get('input')!r})"
 
 
 def _field_names(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

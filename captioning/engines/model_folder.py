@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +98,12 @@ def hash_model_files(folder: Path, *, cache: Path) -> dict[str, str]:
     files = [*weights, folder / "config.json"]
     current = {_key(path): path for path in files}
     hashes = {key: known.get(key) or sha256_file(path) for key, path in current.items()}
-    if hashes != known:
+    if not hashes.items() <= known.items():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, hashes)
+        # Several processes may begin at once, before any of them holds a lock.
+        own = cache.with_name(f"{cache.name}.{socket.gethostname()}.{os.getpid()}")
+        write_json(own, known | hashes)
+        own.replace(cache)
     return {
         "weights": _joint_hash((path, hashes[_key(path)]) for path in weights),
         "config": hashes[_key(folder / "config.json")],

@@ -311,8 +311,8 @@ def _choose_device(name: str, *, must_be_here: bool) -> torch.device:
     num_gpus = torch.cuda.device_count()
     if must_be_here and device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise ValueError(
-            f"device {name!r} was asked for, but PyTorch finds {num_gpus} GPUs "
-            "here, counted from 0; use another, or device 'cpu' or 'auto'"
+            f"device {name!r} (--device, or the recipe) was asked for, but PyTorch finds "
+            f"{num_gpus} GPUs here; give --device cpu, or plan only with --plan"
         )
     return device
 

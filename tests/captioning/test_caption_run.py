@@ -21,6 +21,7 @@ from captioning.engines.interface import EngineClip, Failed, OutOfMemoryError
 from captioning.estimate import estimate
 from captioning.frames import evenly_spaced
 from captioning.merge import merge
+from captioning.plan import load_plan
 from captioning.prompt_files import read_prompts
 from captioning.repeat import read_manifest, settings_to_repeat
 from captioning.run import CaptionSummary, run
@@ -602,3 +603,110 @@ def test_an_estimate_times_two_batches_and_leaves_no_run(
     assert result.hours == pytest.approx(9 / result.clips_per_s / 3600)
     assert not (tmp_path / "plan.json").exists()
     assert not (tmp_path / "journal").exists()
+
+
+def test_a_failed_clip_is_tried_again_by_a_later_call_but_not_by_one_that_goes_on(
+    numbered: ModuleType, clips: Path, tmp_path: Path
+) -> None:
+    videos = shutil.copytree(clips, tmp_path / "videos")
+    (videos / "broken.mp4").write_bytes(b"no video at all")  # it falls into the last shard
+    config = numbered.config_for(videos, tmp_path / "whole")
+    whole = run(config, SilentProgress(), engine=numbered.ReadingEngine())
+    undisturbed = shard_bytes(whole.folder)
+    config = numbered.config_for(videos, tmp_path / "parts")
+    last = (whole.num_shards - 1, whole.num_shards)
+    for share in (last, last, None):
+        summary = run(config, SilentProgress(), engine=numbered.ReadingEngine(), share=share)
+    assert shard_bytes(tmp_path / "parts") == undisturbed
+    again = run(config, SilentProgress(), engine=numbered.ReadingEngine())
+    assert summary.counts == again.counts == {"decode_error": 1, "success": 9}
+    tries = {row["sample_id"]: row["attempts"] for row in rows_of(again)}
+    assert tries.pop("broken") == 2
+    assert set(tries.values()) == {1}
+
+
+def test_a_file_that_can_be_read_later_is_captioned_by_the_same_run(
+    numbered: ModuleType, clips: Path, tmp_path: Path
+) -> None:
+    videos = shutil.copytree(clips, tmp_path / "videos")
+    (tmp_path / "list.txt").write_text("".join(f"videos/clip-{n}.mp4\n" for n in range(9)))
+    (videos / "clip-4.mp4").rename(tmp_path / "away.mp4")
+    config = numbered.config_for(tmp_path / "list.txt", tmp_path / "out")
+    first = run(config, SilentProgress(), engine=numbered.ReadingEngine())
+    assert first.counts == {"decode_error": 1, "success": 8}
+    (tmp_path / "away.mp4").rename(videos / "clip-4.mp4")
+    second = run(config, SilentProgress(), engine=numbered.ReadingEngine())
+    assert second.counts == {"success": 9}
+    rows = {row["sample_id"].split("/")[-1]: row for row in rows_of(second)}
+    assert rows["clip-4"]["caption"].startswith("clip 4 frames 0")
+    assert verify(tmp_path / "out") == []
+    shutil.copy(videos / "clip-5.mp4", videos / "clip-3.mp4")  # another file is another run
+    with pytest.raises(ValueError, match="other settings or videos"):
+        run(config, SilentProgress(), engine=numbered.ReadingEngine())
+
+
+def test_videos_that_were_moved_after_the_plan_are_read_where_they_are_now(
+    numbered: ModuleType, clips: Path, tmp_path: Path, undisturbed: CaptionSummary
+) -> None:
+    videos = shutil.copytree(clips, tmp_path / "old")
+    config = numbered.config_for(videos, tmp_path / "out")
+    run(config, SilentProgress(), engine=numbered.ReadingEngine(), plan_only=True)
+    videos.rename(tmp_path / "new")
+    config = numbered.config_for(tmp_path / "new", tmp_path / "out")
+    run(config, SilentProgress(), engine=numbered.ReadingEngine())
+    assert str(tmp_path / "new") in load_plan(tmp_path / "out").batch(0)[0].path
+    ours, theirs = shard_bytes(tmp_path / "out"), shard_bytes(undisturbed.folder)
+    ours.pop("plan.arrow"), theirs.pop("plan.arrow")
+    assert ours == theirs
+    assert verify(tmp_path / "out") == []
+
+
+def test_what_no_file_can_hold_is_spelled_out_and_does_not_stop_the_run(
+    numbered: ModuleType, clips: Path, tmp_path: Path
+) -> None:
+    engine = numbered.ReadingEngine()
+    prompt = read_prompts(("global",))[0]
+
+    def odd(batch: Sequence[EngineClip]) -> list[Any]:
+        answers = [engine.answer(clip, prompt) for clip in batch]
+        return [replace(a, text=a.text + "\ud83d", mean_logprob=float("nan")) for a in answers]
+
+    engine.on_batch = odd
+    summary = run(numbered.config_for(clips, tmp_path), SilentProgress(), engine=engine)
+    rows = rows_of(summary)
+    assert len(rows) == 9
+    assert all(row["caption"].endswith("\\ud83d") and row["mean_logprob"] is None for row in rows)
+
+
+def test_clips_that_keep_failing_are_rows_however_many_they_are(
+    numbered: ModuleType, clips: Path, tmp_path: Path
+) -> None:
+    engine = numbered.ReadingEngine()
+    prompt = read_prompts(("global",))[0]
+
+    def refuse_four(batch: Sequence[EngineClip]) -> list[Any]:
+        return [
+            Failed(clip.sample_id, "global", "400: no")
+            if clip.sample_id in {"clip-1", "clip-3", "clip-5", "clip-7"}
+            else engine.answer(clip, prompt)
+            for clip in batch
+        ]
+
+    engine.on_batch = refuse_four
+    config = numbered.config_for(clips, tmp_path, batch_tokens=1000)
+    for attempts in (1, 2, 3):
+        summary = run(config, SilentProgress(), engine=engine)
+        failed = [row for row in rows_of(summary) if row["status"] == "error"]
+        assert [row["attempts"] for row in failed] == [attempts] * 4
+    assert run(config, SilentProgress(), engine=engine).was_finished
+
+
+def test_an_estimate_of_what_fails_is_refused_with_the_reason(
+    numbered: ModuleType, clips: Path, tmp_path: Path
+) -> None:
+    def refuse(batch: Sequence[EngineClip]) -> list[Any]:
+        return [Failed(clip.sample_id, "global", "500: out of order") for clip in batch]
+
+    engine = numbered.ReadingEngine(on_batch=refuse)
+    with pytest.raises(RuntimeError, match="cannot be captioned: 500: out of order"):
+        estimate(numbered.config_for(clips, tmp_path), SilentProgress(), engine=engine)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
 from operator import mul
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,3 +110,33 @@ def test_workers_that_do_not_start_end_the_run(monkeypatch: pytest.MonkeyPatch) 
         pytest.raises(RuntimeError, match="ended with code 1 while it started"),
     ):
         pool.take(pool.submit(partial(int, "1")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system of other platforms does not do it")
+def test_a_worker_in_the_middle_of_a_call_ends_with_its_parent() -> None:
+    program = """
+import time
+from functools import partial
+from captioning.decode_pool import DecodePool
+pool = DecodePool(1, timeout_s=600)
+pool.submit(partial(time.sleep, 600))
+while not pool._workers or not pool._workers[0].is_ready or pool._workers[0].ticket is None:
+    time.sleep(0.01)
+print(pool._workers[0].process.pid, flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert parent.stdout is not None
+    worker = Path("/proc") / parent.stdout.readline().strip()
+    assert worker.is_dir()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while worker.is_dir() and "Z" not in (worker / "stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)

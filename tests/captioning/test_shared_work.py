@@ -6,6 +6,7 @@ With the bundled model, because the processes make their own engine; a small set
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -38,8 +39,16 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def alone(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> CaptionSummary:
-    summary = run(config_for(clips, tmp_path_factory.mktemp("alone")), SilentProgress())
+def videos(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine clips and a broken one, whose failure must not be tried again by a second process."""
+    folder = shutil.copytree(clips, tmp_path_factory.mktemp("set") / "videos")
+    (folder / "broken.mp4").write_bytes(b"no video at all")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> CaptionSummary:
+    summary = run(config_for(videos, tmp_path_factory.mktemp("alone")), SilentProgress())
     assert summary.num_shards > 2
     return summary
 
@@ -74,11 +83,11 @@ def processes_of(program: str) -> list[int]:
 
 
 def test_devices_that_share_a_run_write_the_shards_of_one_process(
-    clips: Path, tmp_path: Path, alone: CaptionSummary
+    videos: Path, tmp_path: Path, alone: CaptionSummary
 ) -> None:
     progress = KillsOne("captioning.device_worker")
     summary = run(
-        config_for(clips, tmp_path), progress, distribute=on_devices(parse_devices("cpu:2"))
+        config_for(videos, tmp_path), progress, distribute=on_devices(parse_devices("cpu:2"))
     )
     assert progress.killed is not None
     assert summary.counts == alone.counts
@@ -103,7 +112,7 @@ def test_devices_are_named_or_refused() -> None:
 
 @pytest.mark.slow
 def test_a_ray_cluster_loses_nothing_when_an_actor_is_killed(
-    clips: Path, tmp_path: Path, alone: CaptionSummary, monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, alone: CaptionSummary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra hocslm[ray]")
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -123,7 +132,7 @@ def test_a_ray_cluster_loses_nothing_when_an_actor_is_killed(
     thread.start()
     try:
         summary = run(
-            config_for(clips, tmp_path), SilentProgress(), distribute=on_ray(num_actors=2)
+            config_for(videos, tmp_path), SilentProgress(), distribute=on_ray(num_actors=2)
         )
     finally:
         ray.shutdown()

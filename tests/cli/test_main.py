@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from cli import main
@@ -113,3 +114,41 @@ def test_errors_become_sentences(
         guarded(command)()
     assert caught.value.exit_code == exit_code
     assert said in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_an_exit_code_that_a_command_chooses_is_no_fault() -> None:
+    def choose() -> None:
+        raise typer.Exit(1)
+
+    with pytest.raises(typer.Exit) as caught:
+        guarded(choose)()
+    assert caught.value.exit_code == 1
+
+
+def test_a_folder_of_another_kind_is_not_captioned_into(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "dataset.json").write_text("{}")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"no video")
+    done = _hoc("caption", "--videos", "videos", "--out", "set", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "set holds a data set; give another output folder" in done.stderr
+    # Nothing could be captioned: a job that follows must notice.
+    done = _hoc("caption", "--videos", "videos", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "nothing was captioned" in done.stderr
+    assert "not a readable video" in done.stdout
+    assert "fault of hoc" not in done.stderr
+
+
+def test_options_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("sample_id,text\na,b\n")
+    for arguments in (
+        ("--from-text", "t.csv", "--dry-run"),
+        ("--from-text", "t.csv", "--pilot", "3"),
+        ("--videos", "v", "--dry-run", "--plan"),
+        ("--videos", "v", "--render", "s"),
+    ):
+        done = _hoc("caption", *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "exclude each other" in done.stderr, arguments

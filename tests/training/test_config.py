@@ -55,7 +55,7 @@ def test_missing_recipe_file_is_a_file_error() -> None:
 
 
 def test_all_mistakes_are_listed_together_with_the_nearest_key() -> None:
-    with pytest.raises(ValueError, match="does not fit") as caught:
+    with pytest.raises(ValueError, match="does not fit in") as caught:
         load_recipe("demo", ["loop.epoch=3", "optim.lr=fast", "data.stream=bones"], FLAGS)
     text = str(caught.value)
     assert "did you mean 'epochs'" in text
