@@ -176,15 +176,16 @@ class Session:
             return []
         clips = [clip for batch in self.plan.batches_of(shard) for clip in self.plan.batch(batch)]
         chosen = [clip for clip in clips if clip.sample_id in due]
-        return [self._probe_again(clip) if clip.problem_status else clip for clip in chosen]
-
-    def _probe_again(self, clip: Clip) -> Clip:
-        """A clip that could not be probed may be readable now."""
-        call = partial(
-            probe_function(self.config), clip.path, allow_truncated=self.config.allow_truncated
-        )
-        probe = probe_of(self.pool.take(self.pool.submit(call)))
-        return self.planner.clip(clip.sample_id, clip.path, probe)
+        # A clip that could not be probed may be readable now.
+        probe = partial(probe_function(self.config), allow_truncated=self.config.allow_truncated)
+        calls = [(c.sample_id, partial(probe, c.path)) for c in chosen if c.problem_status]
+        probes = {name: probe_of(outcome) for name, outcome in self.pool.outcomes(calls)}
+        return [
+            self.planner.clip(clip.sample_id, clip.path, probes[clip.sample_id])
+            if clip.sample_id in probes
+            else clip
+            for clip in chosen
+        ]
 
     def _submit(self, clip: Clip) -> int | None:
         """Begin to decode a clip; None where there is nothing to decode."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.journal import Journal
+from captioning.journal import BusyError, Journal
 from captioning.plan import Plan, load_plan
 from captioning.results import (
     INDEX_FILE,
@@ -72,17 +73,30 @@ def merge(folder: Path, others: Sequence[Path] = ()) -> MergeSummary:
             )
         for shard in unfinished_shards(folder, plan):
             if read_result(other, plan, shard) is not None:
-                _copy_shard(other, folder, shard)
-                num_copied += 1
+                num_copied += _copy_shard(other, folder, plan, shard)
     missing = [_missing(folder, plan, shard) for shard in unfinished_shards(folder, plan)]
     if not missing:
         write_index(folder, plan)
     return MergeSummary(folder, plan.num_shards, num_copied, missing, folder / INDEX_FILE)
 
 
-def _copy_shard(source: Path, target: Path, shard: int) -> None:
-    """Journal and shard first, the record that makes them count last; each is whole or absent."""
+def _copy_shard(source: Path, target: Path, plan: Plan, shard: int) -> bool:
+    """Journal and shard first, the record that makes them count last; each is whole or absent.
+
+    Returns:
+        Whether it was copied; a shard that somebody works on is left to them.
+    """
     journal_path(target, shard).parent.mkdir(exist_ok=True)
+    try:
+        journal = Journal(journal_path(target, shard), fingerprint=plan.fingerprint)
+    except BusyError:
+        return False
+    with closing(journal):
+        _copy_files(source, target, shard)
+    return True
+
+
+def _copy_files(source: Path, target: Path, shard: int) -> None:
     record = journal_path(source, shard).with_suffix(".json")
     for path in (journal_path(source, shard), shard_path(source, shard), record):
         goal = target / path.relative_to(source)

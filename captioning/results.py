@@ -43,7 +43,7 @@ class ShardRecord:
         failures: the first rows without a caption, as (sample_id, status, reason).
         prompt_tokens: that went in, visual ones included.
         generated_tokens: that came out.
-        num_clips: clips that the model answered.
+        num_clips: clips that the model answered at the first try; the seconds are of those.
         generate_s: seconds that the engine worked on its batches.
         wait_s: seconds that the engine waited for their frames.
         hardware: what the engine ran on.
@@ -116,7 +116,7 @@ def write_result(
         ],
         prompt_tokens=sum(row[schema.PROMPT_TOKENS] or 0 for row in answered),
         generated_tokens=sum(row[schema.GENERATED_TOKENS] for row in answered),
-        num_clips=len({row[schema.SAMPLE_ID] for row in answered}),
+        num_clips=len({row[schema.SAMPLE_ID] for row in answered if row[schema.ATTEMPTS] == 1}),
         generate_s=round(generate_s, 3),
         wait_s=round(wait_s, 3),
         hardware=hardware,

@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from captioning.config import CaptionConfig
 from captioning.decode_pool import DecodePool
 from captioning.engines.interface import Engine, EngineClip, Generated
@@ -242,14 +244,13 @@ def regenerate(
         usable = [number for number in shard_of if plan.batch(number)[0].problem_status is None]
         num_wanted = share * sum(plan.num_clips_in(number) for number in usable)
         random.Random(seed).shuffle(usable)
-        progress.start("regenerate", max(1, round(num_wanted)), unit="clips")
+        ends = np.cumsum([plan.num_clips_in(number) for number in usable])
+        chosen = usable[: int(np.searchsorted(ends, num_wanted)) + 1]
+        progress.start("regenerate", sum(map(plan.num_clips_in, chosen)), unit="clips")
         session.engine.load()
-        num_done = 0
-        for number in usable:
-            if num_done >= num_wanted:
-                break
+        for number in chosen:
             record = _first_record(folder, plan, shard_of[number], number)
-            num_done += _compare_batch(session, number, record, result)
+            _compare_batch(session, number, record, result)
             progress.advance(plan.num_clips_in(number))
         progress.finish()
     return result
@@ -271,8 +272,8 @@ def _first_record(folder: Path, plan: Plan, shard: int, batch: int) -> dict[str,
 
 def _compare_batch(
     session: Session, number: int, record: dict[str, Any], result: Regenerated
-) -> int:
-    """Generate one batch as it was generated; the number of its clips."""
+) -> None:
+    """Generate one batch as it was generated."""
     rows: dict[tuple[str, str], Row] = {
         (row[SAMPLE_ID], row[PROMPT_ID]): row for row in record["rows"]
     }
@@ -294,7 +295,6 @@ def _compare_batch(
             result.num_equal += 1
         else:
             result.differences.append(_difference(session.engine, row, answer))
-    return len(clips)
 
 
 def _generate_again(

@@ -287,7 +287,7 @@ def test_other_models_and_missing_ones_are_refused_in_words(
         TransformersEngine(config_for(model_folder, tmp_path, attention="flash_attention_2"))
     with pytest.raises(ValueError, match="compile is asked for together with device_map 'auto'"):
         TransformersEngine(config_for(model_folder, tmp_path, compile=True, device_map="auto"))
-    with pytest.raises(ValueError, match="device 'cuda:99' was asked for, but PyTorch finds"):
+    with pytest.raises(ValueError, match=r"device 'cuda:99' .* was asked for, but PyTorch finds"):
         TransformersEngine(config_for(model_folder, tmp_path, device="cuda:99"))
 
 
