@@ -67,9 +67,6 @@ def on_devices(devices: Sequence[str]) -> Distribute:
         attempt: int,
         progress: Progress,
     ) -> None:
-        if not shards:
-            return
-        progress.start("caption", sum(map(plan.num_clips_of, shards)), unit="clips")
         reports: SimpleQueue[dict[str, Any]] = SimpleQueue()
         children: list[_Child] = []
         errors = []
@@ -93,7 +90,6 @@ def on_devices(devices: Sequence[str]) -> Distribute:
         finally:
             for child in children:
                 child.close()
-        progress.finish()
         left = set(unfinished_shards(config.out, plan)) & set(shards)
         if left and errors:
             raise RuntimeError(
@@ -121,8 +117,8 @@ class _Child:
         num_children: int,
         reports: SimpleQueue[dict[str, Any]],
     ) -> None:
-        own = {**recorded_config(config), "out": os.path.abspath(config.out), **changes}
-        order = {"config": own, "shards": list(shards), "attempt": attempt}
+        settings = recorded_config(config) | changes
+        order = {"config": settings, "shards": list(shards), "attempt": attempt}
         threads = str(max(1, available_cores() // num_children))
         path = [str(Path(__file__).resolve().parent.parent), *(p for p in sys.path if p)]
         self._device = changes["device"]

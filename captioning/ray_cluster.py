@@ -60,8 +60,6 @@ def on_ray(*, address: str | None = None, num_actors: int | None = None) -> Dist
         attempt: int,
         progress: Progress,
     ) -> None:
-        if not shards:
-            return
         if not ray.is_initialized():
             ray.init(
                 address=address or os.environ.get("RAY_ADDRESS"),
@@ -72,15 +70,11 @@ def on_ray(*, address: str | None = None, num_actors: int | None = None) -> Dist
         num_gpus = int(resources.get("GPU", 0))
         count = min(num_actors or num_gpus or 1, len(shards))
         share = max(1, int(resources.get("CPU", 1)) // max(1, count))  # cores of each actor
-        settings = {
-            **recorded_config(config),
-            "out": os.path.abspath(config.out),
-            "num_workers": config.num_workers or min(share, config.num_decoders),
-        }
+        num_workers = config.num_workers or min(share, config.num_decoders)
+        settings = recorded_config(config) | {"num_workers": num_workers}
         actor: Any = ray.remote(
             num_gpus=1 if num_gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1
         )(ShardActor)
-        progress.start("caption", sum(map(plan.num_clips_of, shards)), unit="clips")
         actors: list[Any] = [actor.remote(settings, attempt) for _ in range(count)]
         try:
             waiting = list(reversed(shards))
@@ -94,6 +88,5 @@ def on_ray(*, address: str | None = None, num_actors: int | None = None) -> Dist
         finally:
             for each in actors:
                 ray.kill(each)
-        progress.finish()
 
     return distribute

@@ -305,6 +305,7 @@ def recorded_config(config: CaptionConfig) -> dict[str, Any]:
         "videos": [os.path.abspath(os.path.expanduser(source)) for source in config.videos],
         "prompts": prompts,
         "model": model,
+        "out": os.path.abspath(config.out),
     }
 
 

@@ -195,14 +195,13 @@ def run(
                 f"the run has {plan.num_shards} shards for {step} jobs, so some have nothing to "
                 "do; a shard holds whole batches: lower rows_per_shard, or batch_tokens too"
             )
-        if distribute is not None:
-            todo = [shard for shard in chosen if session.is_due(shard)]
+        todo = [s for s in chosen if session.is_due(s)] if distribute is not None else list(chosen)
+        progress.start("caption", sum(map(plan.num_clips_of, todo)), unit="clips")
+        if distribute is None:
+            session.run_shards(todo, wait=share is None)
+        elif todo:
             distribute(config, plan, todo, attempt, progress)
-        else:
-            num_clips = sum(plan.num_clips_of(shard) for shard in chosen)
-            progress.start("caption", num_clips, unit="clips")
-            session.run_shards(chosen, wait=share is None)
-            progress.finish()
+        progress.finish()
     if not unfinished_shards(folder, plan):
         write_index(folder, plan)
     return _summary(folder, plan, started=started, session=session)
