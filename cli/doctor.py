@@ -46,7 +46,9 @@ def doctor(json_output: JsonOption = False) -> None:
     if json_output:
         console.print_json([asdict(finding) for finding in findings])
     else:
-        rows = [(f.subject, _MARKS[f.state], f.found, f.cure) for f in findings]
+        from rich.text import Text
+
+        rows = [(f.subject, Text.from_markup(_MARKS[f.state]), f.found, f.cure) for f in findings]
         console.print_table("This machine", ["what", "state", "found", "what to do"], rows)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)

@@ -13,21 +13,33 @@ from cli.options import JsonOption
 
 
 def protocols(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="TOML files of protocols of one's own, to list too.")
+    ] = None,
     names: Annotated[
         Path | None,
         typer.Option("--names", help="A list of sample names, one a line (.gz too): count them."),
     ] = None,
+    missing_list: Annotated[
+        bool, typer.Option(help="Count what NTU's official list says is missing or faulty apart.")
+    ] = True,
     json_output: JsonOption = False,
 ) -> None:
     """List the evaluation protocols with their sources; with --names, the counts of a list."""
+    from datasets_build.protocol_files import read_protocol
     from datasets_build.protocols import PROTOCOLS, read_names, split_counts
 
-    counts = {c.protocol: c for c in split_counts(read_names(names))} if names else {}
+    listed = [*PROTOCOLS.values(), *(read_protocol(path) for path in files or [])]
+    counts = {}
+    if names:
+        counted = split_counts(read_names(names), protocols=listed, use_missing_list=missing_list)
+        counts = {count.protocol: count for count in counted}
     if json_output:
         answer: list[dict[str, Any]] = []
-        for protocol in PROTOCOLS.values():
+        for protocol in listed:
             entry: dict[str, Any] = {
                 "name": protocol.name,
+                "dataset": protocol.dataset,
                 "num_classes": protocol.num_classes,
                 "rule": protocol.rule,
                 "source": protocol.source,
@@ -49,12 +61,12 @@ def protocols(
                 f"{count.num_listed_missing:,}",
                 f"{count.num_outside:,}",
             )
-            for protocol, count in ((p, counts[p.name]) for p in PROTOCOLS.values())
+            for protocol, count in ((p, counts[p.name]) for p in listed)
         ]
         console.print_table(f"Protocols, counted over {names}", columns, rows, numeric=6)
         return
     console.print_table(
         "Protocols",
         ["name", "classes", "rule", "source"],
-        [(p.name, p.num_classes, p.rule, p.source) for p in PROTOCOLS.values()],
+        [(p.name, p.num_classes, p.rule, p.source) for p in listed],
     )

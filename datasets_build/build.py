@@ -1,22 +1,21 @@
 """`hoc build-dataset`: skeletons and captions become part-*.arrow and, last of all, dataset.json.
 
-The build is cut into parts by the sorted list of sample_ids, so the bytes do not depend on the
-number of processes or on interruptions; only "environment" in dataset.json tells two runs apart.
+The build is cut into parts by the sorted list of sample_ids (packed sources: by the order of their
+rows), so the bytes do not depend on the number of processes or on interruptions; only "environment"
+in dataset.json tells two runs apart.
 Each finished part is noted in a journal with its hash; an interrupted build goes on from there.
 left_out.parquet is written whether the build succeeds or stops.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -28,11 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_build import schema
+from datasets_build.build_journal import BuildJournal, refuse_other_request
+from datasets_build.caption_runs import Caption
 from datasets_build.card import write_card
 from datasets_build.config import BuildConfig
+from datasets_build.dataset import DATASET_FILE, MADE_BY
+from datasets_build.inventory import taken_inventory
 from datasets_build.join import LeftOut, Plan, make_plan
 from datasets_build.manifest import (
-    differing_parts,
     environment,
     fingerprint,
     read_json,
@@ -41,17 +43,18 @@ from datasets_build.manifest import (
     write_bytes_atomic,
     write_json,
 )
+from datasets_build.packed import PackedSource
 from datasets_build.parts import PartJob, PartResult, build_part
 from datasets_build.progress import Progress, SilentProgress
-from datasets_build.protocols import PROTOCOLS, SplitCounts, split_counts
+from datasets_build.protocol_files import FOLDER as PROTOCOLS_FOLDER
+from datasets_build.protocol_files import write_protocol
+from datasets_build.protocols import PROTOCOLS, SplitCounts, count_splits
 from datasets_build.shards import index_entries
 
-DATASET_FILE = "dataset.json"
 LEFT_OUT_FILE = "left_out.parquet"
+HELD_OUT_FILE = "held-out-captions.parquet"
 JOURNAL_FILE = "build-journal.jsonl"
-MADE_BY = "hoc build-dataset"
 
-_LOG = logging.getLogger(__name__)
 _NUM_NAMED = 5  # ids that an error message shows of each kind
 
 
@@ -62,7 +65,8 @@ class BuildSummary:
     Attributes:
         folder: the data set's folder.
         name: its name.
-        format: "ntu" or "nw-ucla".
+        format: what the sources hold, a word of --format.
+        family: of its samples: "ntu", "nw-ucla" or "generic".
         num_rows: samples in it.
         num_captions: captions in it.
         num_classes: classes in its class list.
@@ -77,6 +81,7 @@ class BuildSummary:
     folder: Path
     name: str
     format: str
+    family: str
     num_rows: int
     num_captions: int
     num_classes: int
@@ -94,61 +99,92 @@ def run(config: BuildConfig, progress: Progress | None = None) -> BuildSummary:
     Raises:
         FileNotFoundError: a source or a caption run is not there.
         ValueError: nothing to build; samples would be left out for a reason that `allow` does not
-            name; or the output folder holds another build.
+            name; the output folder holds another build, or another process builds there.
     """
     progress = progress or SilentProgress()
     started = time.monotonic()
     progress.start("listing skeletons and captions", None)
-    plan = make_plan(config)
-    request = _request(config, plan)
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"{config.out} is a file; give a folder for the data set with --out")
-    finished = _finished_before(config.out, request)
-    if finished is not None:
-        progress.message(f"{config.out} is already built from the same input; nothing to do")
-        progress.finish()
-        return _summary(config.out, finished, num_kept=len(finished["shards"]), started=started)
-    config.out.mkdir(parents=True, exist_ok=True)
-    _refuse(config, plan, plan.left_out)
-    journal = _Journal(config.out / JOURNAL_FILE, request)
-    results = journal.finished_parts(config.out)
-    num_kept = len(results)
+    with taken_inventory(config) as inventory:
+        plan = make_plan(config, inventory)
+        request = _request(config, plan)
+        record = _finished_before(config.out, request)
+        if record is not None:
+            progress.message(f"{config.out} is already built from the same input; nothing to do")
+            progress.finish()
+            num_kept = len(record["shards"])
+        else:
+            config.out.mkdir(parents=True, exist_ok=True)
+            with BuildJournal(config.out / JOURNAL_FILE, request) as journal:
+                record, num_kept = _build(config, plan, request, journal, progress)
+                journal.remove()
+    return _summary(config.out, record, num_kept=num_kept, started=started)
+
+
+def _build(
+    config: BuildConfig,
+    plan: Plan,
+    request: dict[str, Any],
+    journal: BuildJournal,
+    progress: Progress,
+) -> tuple[dict[str, Any], int]:
+    """Make the parts that are wanting and the record; the record and the number of parts kept."""
+    _refuse(config, plan.left_out)
     jobs = _jobs(config, plan)
+    results = journal.finished_parts(jobs)
+    num_kept = len(results)
     progress.start("reading skeletons", len(plan.samples))
     for job in jobs:
         if job.number in results:
             progress.advance(len(job.samples), num_failed=len(results[job.number].left_out))
     to_do = [job for job in jobs if job.number not in results]
-    for job, result in _built(to_do, config.num_workers(len(plan.samples))):
+    num_workers = 1 if plan.inventory.packed else config.num_workers(len(plan.samples))
+    for job, result in _built(to_do, num_workers, plan.inventory.packed):
         journal.append(result)
         results[result.number] = result
         progress.advance(len(job.samples), num_failed=len(result.left_out))
     progress.finish()
     parts = [results[number] for number in sorted(results)]
     left_out = plan.left_out + [entry for part in parts for entry in part.left_out]
-    _refuse(config, plan, left_out)
+    _refuse(config, left_out)
     if not any(part.shard for part in parts):
         raise ValueError(
             f"no sample is left to build {config.name!r} from: {_kinds(left_out)}; "
             f"the reasons are in {config.out / LEFT_OUT_FILE}"
         )
     record = _record(config, plan, request, parts, left_out)
+    if plan.held_out:
+        write_held_out(config.out / HELD_OUT_FILE, plan.held_out)
+    for protocol in plan.protocols:
+        if protocol.name not in PROTOCOLS:
+            write_protocol(config.out / PROTOCOLS_FOLDER, protocol)
     write_card(config.out, record)
     write_json(config.out / DATASET_FILE, record)
-    journal.remove()
-    return _summary(config.out, record, num_kept=num_kept, started=started)
+    return record, num_kept
 
 
 def _request(config: BuildConfig, plan: Plan) -> dict[str, Any]:
     """What decides the rows: two builds with equal requests give equal part files."""
+    inventory = plan.inventory
     return {
-        "schema_version": schema.SCHEMA_VERSION,
+        "schema_version": schema.DATASET_SCHEMA_VERSION,
         "name": config.name,
-        "format": plan.format.name,
-        "skeletons": [source["listing_sha256"] for source in plan.sources["skeletons"]],
-        "captions": [source["shards_sha256"] for source in plan.sources["captions"]],
+        "format": inventory.format,
+        "family": inventory.family,
+        "skeleton": inventory.skeleton.as_json(),
+        "class_names": inventory.class_names and list(inventory.class_names),
+        "skeletons": [source["listing_sha256"] for source in inventory.sources],
+        "captions": [source["shards_sha256"] for source in plan.caption_sources],
+        "own_protocols": {
+            protocol.name: protocol.fingerprint
+            for protocol in plan.protocols
+            if protocol.name not in PROTOCOLS
+        },
         "options": {
             "classes": config.classes,
+            "prompts": sorted(config.prompts),
+            "hold_out": sorted(config.hold_out),
             "keep_uncaptioned": config.keep_uncaptioned,
             "accept_truncated": config.accept_truncated,
             "frame_tolerance": config.frame_tolerance,
@@ -175,7 +211,7 @@ def _finished_before(folder: Path, request: dict[str, Any]) -> dict[str, Any] | 
             )
         return None
     record = read_json(path, made_by=MADE_BY)
-    _refuse_other(
+    refuse_other_request(
         folder,
         request,
         record.get("fingerprint_parts", {}).get("request", {}),
@@ -191,75 +227,14 @@ def _finished_before(folder: Path, request: dict[str, Any]) -> dict[str, Any] | 
     return dict(record)
 
 
-def _refuse_other(folder: Path, request: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
-    names = differing_parts(request, theirs)
-    if names:
-        raise ValueError(
-            f"{folder} holds {what} built from another request, different in: {', '.join(names)}; "
-            "choose another --out, or remove that folder to build anew"
-        )
-
-
-class _Journal:
-    """Finished parts of a build, one JSON line each after a first line with the request."""
-
-    def __init__(self, path: Path, request: dict[str, Any]) -> None:
-        self._path = path
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        self._entries: list[dict[str, Any]] = []
-        earlier = _json_line(lines[0]) if lines else None
-        if earlier is None:  # none, or the very first line was cut off
-            write_bytes_atomic(path, json.dumps({"request": request}).encode() + b"\n")
-            return
-        _refuse_other(path.parent, request, earlier.get("request", {}), "an interrupted build")
-        for line in lines[1:]:
-            entry = _json_line(line)
-            if entry is None:
-                break  # the line that the interruption cut off
-            self._entries.append(entry)
-        kept = [{"request": request}, *self._entries]
-        write_bytes_atomic(path, b"".join(json.dumps(entry).encode() + b"\n" for entry in kept))
-
-    def finished_parts(self, folder: Path) -> dict[int, PartResult]:
-        """Parts whose file still has the hash that was noted."""
-        parts = {}
-        for entry in self._entries:
-            part = PartResult.from_json(entry)
-            if part.shard is None or _has_hash(folder / part.shard.file, part.shard.sha256):
-                parts[part.number] = part
-            else:
-                _LOG.warning("%s changed since it was written; building it anew", part.shard.file)
-        return parts
-
-    def append(self, part: PartResult) -> None:
-        with self._path.open("ab") as file:
-            file.write(json.dumps(part.to_json()).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-
-def _json_line(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _has_hash(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_file(path) == sha256
-
-
 def _jobs(config: BuildConfig, plan: Plan) -> list[PartJob]:
     step = config.shard_rows
     return [
         PartJob(
             number,
             config.out,
-            plan.format.name,
+            plan.inventory.format,
+            plan.inventory.family,
             tuple(plan.samples[number * step : (number + 1) * step]),
             config.bodies,
             config.frame_tolerance,
@@ -268,12 +243,14 @@ def _jobs(config: BuildConfig, plan: Plan) -> list[PartJob]:
     ]
 
 
-def _built(jobs: Sequence[PartJob], num_workers: int) -> Iterator[tuple[PartJob, PartResult]]:
+def _built(
+    jobs: Sequence[PartJob], num_workers: int, packed: Mapping[Path, PackedSource]
+) -> Iterator[tuple[PartJob, PartResult]]:
     """Every job's result as it comes; a window of jobs bounds what waits in memory."""
     num_workers = min(num_workers, len(jobs))
     if num_workers <= 1:
         for job in jobs:
-            yield job, build_part(job)
+            yield job, build_part(job, packed)
         return
     # spawn: the caller may have loaded torch, whose threads do not survive a fork
     context = multiprocessing.get_context("spawn")
@@ -311,7 +288,7 @@ def _start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _refuse(config: BuildConfig, plan: Plan, left_out: Sequence[LeftOut]) -> None:
+def _refuse(config: BuildConfig, left_out: Sequence[LeftOut]) -> None:
     """Write the list of what is left out, and stop where a reason for it is not allowed."""
     write_left_out(config.out / LEFT_OUT_FILE, left_out)
     sentences = []
@@ -341,13 +318,32 @@ def _refuse(config: BuildConfig, plan: Plan, left_out: Sequence[LeftOut]) -> Non
 def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
     """left_out.parquet: sample_id, reason, detail, sorted."""
     rows = sorted(left_out, key=lambda entry: (entry.sample_id, entry.reason, entry.detail))
-    table = pa.table(
-        {
-            schema.SAMPLE_ID: pa.array([entry.sample_id for entry in rows], pa.string()),
-            schema.REASON: pa.array([entry.reason for entry in rows], pa.string()),
-            "detail": pa.array([entry.detail for entry in rows], pa.string()),
-        }
-    )
+    columns: dict[str, list[str]] = {
+        schema.SAMPLE_ID: [entry.sample_id for entry in rows],
+        schema.REASON: [entry.reason for entry in rows],
+        "detail": [entry.detail for entry in rows],
+    }
+    _write_parquet(path, columns)
+
+
+def write_held_out(path: Path, held_out: Sequence[tuple[str, Caption]]) -> None:
+    """held-out-captions.parquet: sample_id, prompt_id, text, request_key, sorted.
+
+    Nothing of this project reads it: it is there for whoever wants to look at the captions of test
+    samples.
+    """
+    rows = sorted(held_out)
+    columns = {
+        schema.SAMPLE_ID: [sample_id for sample_id, _ in rows],
+        schema.PROMPT_ID: [caption.prompt_id for _, caption in rows],
+        schema.TEXT: [caption.text for _, caption in rows],
+        schema.REQUEST_KEY: [caption.request_key for _, caption in rows],
+    }
+    _write_parquet(path, columns)
+
+
+def _write_parquet(path: Path, columns: Mapping[str, list[str]]) -> None:
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_bytes_atomic(path, sink.getvalue().to_pybytes())
@@ -367,36 +363,38 @@ def _record(
 ) -> dict[str, Any]:
     """The content of dataset.json."""
     shards = [part.shard for part in parts if part.shard is not None]
+    inventory = plan.inventory
     unread = {entry.sample_id for part in parts for entry in part.left_out}
-    names = [s.sample_id for s in plan.samples if s.sample_id not in unread]
-    own = [p for p in PROTOCOLS.values() if p.dataset == plan.format.name]
-    counts = [
-        c
-        for c in split_counts(names, protocols=own, use_missing_list=config.use_missing_list)
-        if c.num_outside < len(names)
-    ]
+    samples = [sample for sample in plan.samples if sample.sample_id not in unread]
+    counts = count_splits([sample.ids for sample in samples], plan.protocols)
+    prompts = Counter(caption.prompt_id for sample in samples for caption in sample.captions)
     content = sha256_bytes("".join(part.content_sha256 for part in parts).encode())
     fingerprint_parts = {"request": request, "shards": [shard.sha256 for shard in shards]}
     return {
-        "schema_version": schema.SCHEMA_VERSION,
+        "schema_version": schema.DATASET_SCHEMA_VERSION,
         "name": config.name,
-        "format": plan.format.name,
-        "skeleton": plan.format.skeleton.name,
-        "num_joints": plan.format.skeleton.num_joints,
-        "joint_dims": plan.format.skeleton.joint_dims,
+        "format": inventory.format,
+        "family": inventory.family,
+        "skeleton": inventory.skeleton.as_json(),
         "classes": [asdict(entry) for entry in plan.classes],
         "options": request["options"],
         "allow": sorted(config.allow),
-        "sources": {**plan.sources, "content_sha256": content},
+        "sources": {
+            "skeletons": inventory.sources,
+            "captions": plan.caption_sources,
+            "content_sha256": content,
+        },
         "counts": {
-            "num_files": plan.num_files,
-            "num_rows": len(names),
+            "num_found": len(inventory.samples) + len(inventory.nameless),
+            "num_rows": len(samples),
             "num_frames": sum(part.num_frames for part in parts),
             "num_two_bodies": sum(part.num_two_bodies for part in parts),
             "num_captions": sum(part.num_captions for part in parts),
+            "num_held_out_captions": len(plan.held_out),
             "num_planned_uncaptioned": plan.num_uncaptioned,
+            "prompts": dict(sorted(prompts.items())),
             "left_out": dict(sorted(Counter(entry.reason for entry in left_out).items())),
-            "protocols": [asdict(count) for count in counts],
+            "protocols": [asdict(c) for c in counts if c.num_outside < len(samples)],
         },
         "fingerprint_parts": fingerprint_parts,
         "fingerprint": fingerprint(fingerprint_parts),
@@ -413,6 +411,7 @@ def _summary(
         folder=folder,
         name=record["name"],
         format=record["format"],
+        family=record["family"],
         num_rows=counts["num_rows"],
         num_captions=counts["num_captions"],
         num_classes=len(record["classes"]),

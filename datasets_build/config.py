@@ -18,11 +18,14 @@ LeftOutReason = Literal[
     "no-skeleton",  # a caption without a skeleton
     "frame-count",  # video and skeleton differ by more frames than `frame_tolerance`
     "duplicate",  # a second file with the same sample_id
-    "bad-name",  # a skeleton file whose name carries no ids, or a zip entry outside its zip
+    "bad-name",  # a name without ids, an action that is no class, a zip entry outside its zip
     "unreadable",  # the detail says why
 ]
 # our choice: starting a process takes about as long as reading a thousand clips
 SMALL_SET = 2_000
+
+# What sources can hold: FORMATS of formats.py (a file a sample), or packed files (see packed.py).
+FormatName = Literal["auto", "ntu", "nw-ucla", "ctrgcn-npz", "pyskl-pkl", "generic"]
 
 ALLOWABLE = tuple(word for word in get_args(LeftOutReason) if word != "listed-missing")
 
@@ -31,12 +34,21 @@ class BuildConfig(Settings):
     """Everything that decides a build; the paths say where, the rest says what.
 
     Attributes:
-        skeletons: folders or zip files of `.skeleton` files (NTU) or JSON clips (NW-UCLA).
+        skeletons: folders or zips of `.skeleton` files (NTU) or JSON clips (NW-UCLA), or files that
+            hold many samples: CTR-GCN's .npz, PYSKL's .pkl, one's own .parquet or .npz.
         out: folder that the data set is written to.
         name: the data set's name, for reports and its card.
         captions: folders of finished caption runs; none builds a skeleton-only set.
         audits: folders of audits of these runs; captions that they drop do not enter.
+        prompts: only captions of these prompts enter, and a sample must have one of each; empty:
+            all that there are.
+        hold_out: protocols whose test samples' captions are kept out of the rows; they go to
+            held-out-captions.parquet instead, and test samples may lack them.
         format: what the sources hold; "auto" looks at the file names.
+        layout: the joint layout of packed sources: a built-in name or a TOML file (layouts.py).
+        names: a list of sample names for CTR-GCN's arrays, which hold none.
+        class_names: a list of class names in label order, for packed sources that hold none.
+        protocols: one's own protocols (protocol_files.py); they are copied into the data set.
         classes: "all" keeps the benchmark's class list (NTU: label = action_id - 1); "present"
             numbers only the classes that have a sample, in order of action_id.
         allow: reasons for which samples may be left out; any other one stops the build.
@@ -47,9 +59,10 @@ class BuildConfig(Settings):
             NW-UCLA is never compared: its JSON clips hold chosen frames of the recordings.
         use_missing_list: leave out the samples on the official list of missing skeletons; False is
             for sets that only borrow NTU's names, such as the synthetic one.
-        bodies: denoising and body selection (NTU).
+        bodies: denoising and body selection of `.skeleton` files, and the second body.
         shard_rows: samples planned for one part file; bounds the memory of a worker.
         workers: processes; None takes one a CPU, and a single one for a few thousand samples.
+            Packed sources are read by one.
     """
 
     skeletons: tuple[Path, ...] = Field(min_length=1)
@@ -57,7 +70,13 @@ class BuildConfig(Settings):
     name: str = Field(default="skeletons", min_length=1)
     captions: tuple[Path, ...] = ()
     audits: tuple[Path, ...] = ()
-    format: Literal["auto", "ntu", "nw-ucla"] = "auto"
+    prompts: tuple[str, ...] = ()
+    hold_out: tuple[str, ...] = ()
+    format: FormatName = "auto"
+    layout: str | None = None
+    names: Path | None = None
+    class_names: Path | None = None
+    protocols: tuple[Path, ...] = ()
     classes: Literal["all", "present"] = "all"
     allow: tuple[str, ...] = ()
     keep_uncaptioned: bool = False

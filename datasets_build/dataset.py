@@ -16,14 +16,26 @@ import pyarrow as pa
 
 from datasets_build import schema
 from datasets_build.bodies import SecondBody
-from datasets_build.build import DATASET_FILE, MADE_BY
-from datasets_build.join import ClassEntry
-from datasets_build.joints import Skeleton, skeleton_named
+from datasets_build.joints import Skeleton, skeleton_from_json
 from datasets_build.manifest import read_json
-from datasets_build.protocols import Protocol
+from datasets_build.protocol_files import FOLDER as PROTOCOLS_FOLDER
+from datasets_build.protocol_files import find_protocol
+from datasets_build.protocols import NTU, PROTOCOLS, Protocol
 from datasets_build.shards import ShardInfo, check_shards, iterate_shards
 
+DATASET_FILE = "dataset.json"
+MADE_BY = "hoc build-dataset"
+
 _SecondBodyOption = Literal["original", "zeros", "copy"]
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class of a data set."""
+
+    label: int
+    action_id: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class SkeletonDataset:
     Attributes:
         folder: where it lies.
         name: its name.
-        format: the family of its samples, "ntu" or "nw-ucla" (Protocol.dataset).
+        family: of its samples: "ntu", "nw-ucla" or "generic" (Protocol.dataset).
         skeleton: its joint layout.
         classes: in label order.
         num_rows: samples in it.
@@ -45,7 +57,7 @@ class SkeletonDataset:
 
     folder: Path
     name: str
-    format: str
+    family: str
     skeleton: Skeleton
     classes: tuple[ClassEntry, ...]
     num_rows: int
@@ -75,12 +87,38 @@ class SkeletonDataset:
     def second_body_for(self, protocol: Protocol | None) -> SecondBody:
         """What stands for an unseen second body.
 
-        The option "original" is CTR-GCN's habit: a copy of the first in the 120-class protocols,
+        The option "original" is CTR-GCN's habit: a copy of the first in NTU's 120-class protocols,
         else zeros.
         """
         if self.second_body != "original":
             return self.second_body
-        return "copy" if protocol is not None and protocol.num_classes == 120 else "zeros"
+        is_ntu120 = protocol is not None and protocol.dataset == NTU and protocol.num_classes == 120
+        return "copy" if is_ntu120 else "zeros"
+
+    def protocol(self, name: str) -> Protocol:
+        """The protocol of a name: a published one, one of this data set's own, or a TOML file.
+
+        Raises:
+            ValueError: there is none of that name, or it is made for other samples.
+        """
+        protocol = find_protocol(name, self.folder)
+        self.check_protocol(protocol)
+        return protocol
+
+    def main_protocols(self) -> list[Protocol]:
+        """The protocols one would report: published ones (NTU: of its 60 or 120 classes; without
+        the one-shot ones) and the data set's own.
+        """
+        is_ntu60 = self.family == NTU and max(entry.action_id for entry in self.classes) <= 60
+        own = sorted((self.folder / PROTOCOLS_FOLDER).glob("*.toml"))
+        published = [
+            protocol
+            for protocol in PROTOCOLS.values()
+            if protocol.dataset == self.family
+            and protocol.split_by is not None
+            and (self.family != NTU or protocol.num_classes == (60 if is_ntu60 else 120))
+        ]
+        return published + [self.protocol(path.stem) for path in own]
 
     def check_protocol(self, protocol: Protocol) -> None:
         """Refuse a protocol that is made for other samples.
@@ -88,10 +126,10 @@ class SkeletonDataset:
         Raises:
             ValueError: it is.
         """
-        if protocol.dataset != self.format:
+        if protocol.dataset != self.family:
             raise ValueError(
                 f"protocol {protocol.name} is for {protocol.dataset} samples, but {self.folder} "
-                f"holds {self.format} samples"
+                f"holds {self.family} samples; `hoc inspect {self.folder}` lists its protocols"
             )
 
 
@@ -106,10 +144,10 @@ def open_dataset(folder: Path) -> SkeletonDataset:
     record = read_json(path, made_by=MADE_BY)
     try:
         version = record["schema_version"]
-        if version != schema.SCHEMA_VERSION:
+        if version != schema.DATASET_SCHEMA_VERSION:
             raise ValueError(
                 f"{path} has schema version {version}, this program reads "
-                f"{schema.SCHEMA_VERSION}; build it anew with `{MADE_BY}`"
+                f"{schema.DATASET_SCHEMA_VERSION}; build it anew with `{MADE_BY}`"
             )
         second_body = record["options"]["bodies"]["second_body"]
         if second_body not in get_args(_SecondBodyOption):
@@ -117,8 +155,8 @@ def open_dataset(folder: Path) -> SkeletonDataset:
         return SkeletonDataset(
             folder=Path(folder),
             name=record["name"],
-            format=record["format"],
-            skeleton=skeleton_named(record["skeleton"]),
+            family=record["family"],
+            skeleton=skeleton_from_json(record["skeleton"]),
             classes=tuple(ClassEntry(**entry) for entry in record["classes"]),
             num_rows=record["counts"]["num_rows"],
             num_captions=record["counts"]["num_captions"],
@@ -126,7 +164,7 @@ def open_dataset(folder: Path) -> SkeletonDataset:
             fingerprint=record["fingerprint"],
             shards=tuple(ShardInfo(**entry) for entry in record["shards"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a data set record ({error!r}); write it anew with `{MADE_BY}`"
         ) from error
@@ -139,7 +177,7 @@ def joints_of(row: Mapping[str, Any], skeleton: Skeleton) -> np.ndarray:
         row[schema.NUM_BODIES],
         row[schema.NUM_FRAMES],
         skeleton.num_joints,
-        skeleton.joint_dims,
+        skeleton.num_channels,
     )
     return flat.reshape(shape)
 
@@ -157,6 +195,6 @@ def joints_of_table(table: pa.Table, skeleton: Skeleton) -> list[np.ndarray]:
         offsets = chunk.offsets.to_numpy()
         for start, end in pairwise(offsets):
             at = len(clips)
-            shape = (bodies[at], frames[at], skeleton.num_joints, skeleton.joint_dims)
+            shape = (bodies[at], frames[at], skeleton.num_joints, skeleton.num_channels)
             clips.append(values[start:end].reshape(shape))
     return clips

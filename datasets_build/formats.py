@@ -6,28 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from datasets_build.bodies import BodySettings, select_bodies
 from datasets_build.joints import NTU_25, UCLA_20, Skeleton
 from datasets_build.ntu import read_skeleton
 from datasets_build.ntu_names import parse_ntu_name
 from datasets_build.nwucla import parse_nwucla_name, read_nwucla
 from datasets_build.protocols import NTU, NW_UCLA
-from datasets_build.sources import ClipFile, describe_content, list_clips
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One sample as read.
-
-    Attributes:
-        joints: (M, T, V, C) float32.
-        num_source_frames: frames of the recording, those without a body included.
-    """
-
-    joints: np.ndarray
-    num_source_frames: int
+from datasets_build.sources import Clip, ClipFile, describe_content, list_clips
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,6 @@ class SkeletonFormat:
         skeleton: the joint layout.
         sample_id: the sample_id in a file name, None where the name is of another kind.
         read: the content of a file and the body settings to a clip; raises sources.ClipError.
-        compares_frames: whether a clip has as many frames as its video.
     """
 
     name: str
@@ -48,7 +32,6 @@ class SkeletonFormat:
     skeleton: Skeleton
     sample_id: Callable[[str], str | None]
     read: Callable[[bytes, BodySettings], Clip]
-    compares_frames: bool
 
 
 def _read_ntu(data: bytes, bodies: BodySettings) -> Clip:
@@ -58,7 +41,7 @@ def _read_ntu(data: bytes, bodies: BodySettings) -> Clip:
 
 def _read_nwucla(data: bytes, bodies: BodySettings) -> Clip:
     joints = read_nwucla(data)
-    return Clip(joints, joints.shape[1])
+    return Clip(joints, None)  # the files hold chosen frames of the recordings
 
 
 def _ntu_id(name: str) -> str | None:
@@ -72,10 +55,8 @@ def _nwucla_id(name: str) -> str | None:
 
 
 FORMATS: dict[str, SkeletonFormat] = {
-    NTU: SkeletonFormat(NTU, ".skeleton", NTU_25, _ntu_id, _read_ntu, compares_frames=True),
-    NW_UCLA: SkeletonFormat(
-        NW_UCLA, ".json", UCLA_20, _nwucla_id, _read_nwucla, compares_frames=False
-    ),
+    NTU: SkeletonFormat(NTU, ".skeleton", NTU_25, _ntu_id, _read_ntu),
+    NW_UCLA: SkeletonFormat(NW_UCLA, ".json", UCLA_20, _nwucla_id, _read_nwucla),
 }
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from datasets_build import schema
-from datasets_build.audits import Audit, read_audit, shards_sha256
+from datasets_build.audits import read_audit
+from datasets_build.caption_runs import (
+    Caption,
+    SampleCaptions,
+    describe_audit,
+    describe_captions,
+    read_captions,
+    why_uncaptioned,
+)
 from datasets_build.config import BuildConfig, LeftOutReason
-from datasets_build.formats import SkeletonFormat, find_clips
-from datasets_build.manifest import canonical_json, sha256_bytes
-from datasets_build.protocols import NTU, SampleIds, class_list, ids_of_name, listed_missing
-from datasets_build.shards import iterate_shards, read_index
+from datasets_build.dataset import ClassEntry
+from datasets_build.inventory import FoundSample, Inventory, Place
+from datasets_build.protocol_files import listed_protocol, read_protocol
+from datasets_build.protocols import (
+    NTU,
+    PROTOCOLS,
+    Protocol,
+    SampleIds,
+    class_list,
+    listed_missing,
+)
 from datasets_build.sources import ClipFile, leaves_its_folder
 
 
@@ -28,31 +39,12 @@ class LeftOut:
     detail: str
 
 
-@dataclass(frozen=True, order=True)
-class Caption:
-    """One caption of a sample, as the data set's `captions` column holds it."""
-
-    prompt_id: str
-    request_key: str
-    text: str
-
-
-@dataclass
-class SampleCaptions:
-    """What the caption runs say about one sample."""
-
-    captions: set[Caption] = field(default_factory=set)
-    frame_counts: set[int] = field(default_factory=set)  # frames of the captioned video
-    unused: set[str] = field(default_factory=set)  # statuses of captions that are not taken
-    dropped: set[str] = field(default_factory=set)  # rules by which an audit dropped captions
-
-
 @dataclass(frozen=True)
 class PlannedSample:
-    """A skeleton file that should become a row."""
+    """A skeleton that should become a row."""
 
     sample_id: str
-    file: ClipFile
+    place: Place
     ids: SampleIds
     label: int
     captions: tuple[Caption, ...]
@@ -60,279 +52,191 @@ class PlannedSample:
 
 
 @dataclass(frozen=True)
-class ClassEntry:
-    """One class of a data set."""
-
-    label: int
-    action_id: int
-    name: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a build will do, before any skeleton is opened.
 
     Attributes:
-        format: the format of the skeletons.
-        samples: what to read, sorted by sample_id.
+        inventory: what the sources hold.
+        samples: what to read; files sorted by sample_id, packed rows in the order of their file.
         left_out: what is known not to enter, sorted.
         classes: in label order.
-        num_files: skeleton files found.
+        protocols: all that are made for such samples, one's own included.
+        held_out: (sample_id, caption) of the captions that `hold_out` keeps out of the rows.
         num_uncaptioned: planned samples without a caption, although caption runs were given.
-        sources: provenance for dataset.json: names, counts and hashes, no absolute paths.
+        caption_sources: provenance of captions and audits for dataset.json.
     """
 
-    format: SkeletonFormat
+    inventory: Inventory
     samples: list[PlannedSample]
     left_out: list[LeftOut]
     classes: list[ClassEntry]
-    num_files: int
+    protocols: list[Protocol]
+    held_out: list[tuple[str, Caption]]
     num_uncaptioned: int
-    sources: dict[str, Any]
+    caption_sources: list[dict[str, Any]]
 
 
-def make_plan(config: BuildConfig) -> Plan:
-    """List the skeletons, read the captions and join them by sample_id.
+def make_plan(config: BuildConfig, inventory: Inventory) -> Plan:
+    """Read the captions and join them with the samples of the sources by sample_id.
 
     Raises:
-        FileNotFoundError: a source or a caption run is not there.
-        ValueError: a source holds no skeletons, a caption run cannot be read, or an audit is not of
-            one of the caption runs.
+        FileNotFoundError: a caption run or a protocol file is not there.
+        ValueError: a caption run cannot be read, an audit is not of one of the caption runs, or a
+            protocol is not made for these samples.
     """
-    skeleton_format, files = find_clips(config.skeletons, config.format)
+    protocols = _protocols(config, inventory)
+    held_out_by = [_protocol_named(name, protocols) for name in config.hold_out]
     audits = [read_audit(folder) for folder in config.audits]
     captions = read_captions(
-        config.captions, accept_truncated=config.accept_truncated, audits=audits
+        config.captions,
+        accept_truncated=config.accept_truncated,
+        audits=audits,
+        prompts=config.prompts,
     )
     left_out: list[LeftOut] = []
-    clips = _named_once(files, skeleton_format, left_out)
-    missing = listed_missing(skeleton_format.name) if config.use_missing_list else frozenset()
-    for sample_id in sorted(captions.keys() - clips.keys() - missing):
-        left_out.append(
-            LeftOut(sample_id, "no-skeleton", "captioned, but no skeleton file has this name")
-        )
-    wanted: list[str] = []
-    num_uncaptioned = 0
-    for sample_id in sorted(clips):
-        if sample_id in missing:
+    found = _named_once(inventory, left_out)
+    missing = listed_missing(inventory.family) if config.use_missing_list else frozenset()
+    for sample_id in sorted(captions.keys() - found.keys() - missing):
+        left_out.append(LeftOut(sample_id, "no-skeleton", "captioned, but there is no skeleton"))
+    is_held_out = {
+        name: any(protocol.split(sample.ids) == "test" for protocol in held_out_by)
+        for name, sample in found.items()
+    }
+    wanted: list[FoundSample] = []
+    for name, sample in found.items():
+        may_lack = not config.captions or config.keep_uncaptioned or is_held_out[name]
+        why = None if may_lack else why_uncaptioned(captions, name, config.prompts)
+        if name in missing:
             detail = "on the official list of missing or faulty skeletons"
-            left_out.append(LeftOut(sample_id, "listed-missing", detail))
-        elif config.captions and not _usable(captions, sample_id):
-            if config.keep_uncaptioned:
-                wanted.append(sample_id)
-                num_uncaptioned += 1
-            else:
-                left_out.append(LeftOut(sample_id, "no-caption", _why(captions, sample_id)))
+            left_out.append(LeftOut(name, "listed-missing", detail))
+        elif why is not None:
+            left_out.append(LeftOut(name, "no-caption", why))
         else:
-            wanted.append(sample_id)
-    ids_of = {sample_id: _ids(sample_id) for sample_id in wanted}
-    classes = _classes(
-        skeleton_format.name, {ids.action_id for ids in ids_of.values()}, config.classes
-    )
-    label_of = {entry.action_id: entry.label for entry in classes}
-    samples = []
-    for sample_id in wanted:
-        ids = ids_of[sample_id]
-        if ids.action_id not in label_of:
-            detail = f"action {ids.action_id} is not one of the {len(classes)} classes"
-            left_out.append(LeftOut(sample_id, "bad-name", detail))
-            continue
-        found = captions.get(sample_id, SampleCaptions())
+            wanted.append(sample)
+    classes = _classes(inventory, {sample.ids.action_id for sample in wanted}, config.classes)
+    samples: list[PlannedSample] = []
+    held_out: list[tuple[str, Caption]] = []
+    num_uncaptioned = 0
+    for sample, label in _labelled(wanted, classes, left_out):
+        own = captions.get(sample.sample_id, SampleCaptions())
+        taken = tuple(sorted(own.captions))
+        num_uncaptioned += bool(config.captions) and not taken
+        if is_held_out[sample.sample_id]:
+            held_out += [(sample.sample_id, caption) for caption in taken]
+            taken = ()
+        frames = tuple(sorted(own.frame_counts))
         samples.append(
-            PlannedSample(
-                sample_id,
-                clips[sample_id],
-                ids,
-                label_of[ids.action_id],
-                captions=tuple(sorted(found.captions)),
-                video_frames=tuple(sorted(found.frame_counts)),
-            )
+            PlannedSample(sample.sample_id, sample.place, sample.ids, label, taken, frames)
         )
     return Plan(
-        skeleton_format,
+        inventory,
         samples,
         sorted(left_out, key=lambda entry: (entry.sample_id, entry.reason, entry.detail)),
         classes,
-        num_files=len(files),
-        num_uncaptioned=num_uncaptioned,
-        sources={
-            "skeletons": _describe_skeletons(config.skeletons, files),
-            "captions": [
-                *(_describe_captions(folder) for folder in config.captions),
-                *(_describe_audit(audit) for audit in audits),
-            ],
-        },
+        protocols,
+        held_out,
+        num_uncaptioned,
+        caption_sources=[
+            *(describe_captions(folder) for folder in config.captions),
+            *(describe_audit(audit) for audit in audits),
+        ],
     )
 
 
-def read_captions(
-    folders: Sequence[Path], *, accept_truncated: bool = False, audits: Sequence[Audit] = ()
-) -> dict[str, SampleCaptions]:
-    """The captions of finished runs by sample_id.
-
-    Args:
-        folders: caption run folders; each has an index.json, which is written last.
-        accept_truncated: take captions with status "truncated" beside "success".
-        audits: of some of the runs; the captions that they drop are not taken.
+def _protocols(config: BuildConfig, inventory: Inventory) -> list[Protocol]:
+    """Published protocols of the family, one's own, and those that the sources bring along.
 
     Raises:
-        FileNotFoundError: a folder has no index.json: its run has not finished.
-        ValueError: a shard is not readable, or lacks a column; or an audit is of no run given.
+        ValueError: one's own is for another family, or two have one name.
     """
-    statuses = {schema.STATUS_SUCCESS}
-    if accept_truncated:
-        statuses.add(schema.STATUS_TRUNCATED)
-    columns = [
-        schema.SAMPLE_ID, schema.STATUS, schema.CAPTION, schema.PROMPT_ID, schema.REQUEST_KEY,
-        schema.NUM_FRAMES,
-    ]  # fmt: skip
-    result: dict[str, SampleCaptions] = {}
-    audited: set[str] = set()
-    for folder in folders:
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder} is not a folder; give the folder that `hoc caption` wrote"
-            )
-        shards = read_index(folder / "index.json", made_by="hoc caption")
-        own = [audit for audit in audits if audit.shards_sha256 == shards_sha256(shards)]
-        audited.update(audit.shards_sha256 for audit in own)
-        dropped = _dropped_by(own)
-        for table in iterate_shards(folder, shards):
-            absent = [name for name in columns if name not in table.column_names]
-            if absent:
-                raise ValueError(
-                    f"a shard of {folder} lacks the columns {', '.join(absent)}; it was not "
-                    "written by this version's `hoc caption`"
-                )
-            _collect(table.select(columns), statuses, dropped, result)
-    for audit in audits:
-        if audit.shards_sha256 not in audited:
+    protocols = [p for p in PROTOCOLS.values() if p.dataset == inventory.family]
+    for path in config.protocols:
+        own = read_protocol(path)
+        if own.dataset != inventory.family:
             raise ValueError(
-                f"{audit.folder} is not an audit of the captions given: it was made of the run "
-                f"{audit.run_name!r}, or of that run before it changed; give that run with "
-                "--captions, or make the audit anew with `hoc audit`"
+                f"{path}: protocol {own.name} is for {own.dataset} samples, but the sources hold "
+                f"{inventory.family} samples"
             )
-    return result
+        protocols.append(own)
+    num_classes = len(inventory.class_names or ())
+    protocols += [
+        listed_protocol(
+            split,
+            dataset=inventory.family,
+            num_classes=num_classes,
+            source="the lists in the source file",
+        )
+        for split in inventory.splits
+    ]
+    names = [protocol.name for protocol in protocols]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two protocols are called {twice[0]!r}; give one of them another name")
+    return protocols
 
 
-def _dropped_by(audits: Sequence[Audit]) -> dict[tuple[str, str], set[str]]:
-    """(sample_id, prompt_id) of the captions that audits of one run drop, and the rules."""
-    dropped: dict[tuple[str, str], set[str]] = {}
-    for audit in audits:
-        for key, rules in audit.dropped().items():
-            dropped.setdefault(key, set()).update(rules)
-    return dropped
+def _protocol_named(name: str, protocols: Sequence[Protocol]) -> Protocol:
+    for protocol in protocols:
+        if protocol.name == name:
+            return protocol
+    known = ", ".join(protocol.name for protocol in protocols)
+    raise ValueError(
+        f"--hold-out {name}: no such protocol for these samples; choose one of {known}"
+    )
 
 
-def _collect(
-    table: pa.Table,
-    statuses: set[str],
-    dropped: Mapping[tuple[str, str], set[str]],
-    result: dict[str, SampleCaptions],
-) -> None:
-    for row in table.to_pylist():
-        sample = result.setdefault(row[schema.SAMPLE_ID], SampleCaptions())
-        if row[schema.STATUS] in statuses and row[schema.CAPTION]:
-            rules = dropped.get((row[schema.SAMPLE_ID], row[schema.PROMPT_ID]))
-            if rules:
-                sample.dropped.update(rules)
-                continue
-            sample.captions.add(
-                Caption(row[schema.PROMPT_ID], row[schema.REQUEST_KEY], row[schema.CAPTION])
-            )
-            if row[schema.NUM_FRAMES] is not None:
-                sample.frame_counts.add(row[schema.NUM_FRAMES])
+def _named_once(inventory: Inventory, left_out: list[LeftOut]) -> dict[str, FoundSample]:
+    """sample_id to its first place; bad names and second places go to `left_out`.
+
+    Files come out sorted by sample_id, rows of packed sources in their order.
+    """
+    for file in inventory.nameless:
+        detail = f"{_where(file)} is not named as {inventory.format} files are"
+        left_out.append(LeftOut(file.stem, "bad-name", detail))
+    found: dict[str, FoundSample] = {}
+    for sample in inventory.samples:
+        name, where = sample.sample_id, _where(sample.place)
+        if _leaves_its_zip(sample.place):
+            left_out.append(LeftOut(name, "bad-name", f"{where} points outside the zip"))
+        elif name in found:
+            first = _where(found[name].place)
+            left_out.append(LeftOut(name, "duplicate", f"{where} comes after {first}"))
         else:
-            sample.unused.add(row[schema.STATUS])
+            found[name] = sample
+    return found if inventory.packed else dict(sorted(found.items()))
 
 
-def _named_once(
-    files: Sequence[ClipFile], skeleton_format: SkeletonFormat, left_out: list[LeftOut]
-) -> dict[str, ClipFile]:
-    """sample_id to its first file; bad names and second files go to `left_out`."""
-    clips: dict[str, ClipFile] = {}
-    for file in files:
-        sample_id = skeleton_format.sample_id(file.name)
-        where = f"{file.container.name}: {file.member}"
-        if file.is_zipped and leaves_its_folder(file.member):
-            left_out.append(
-                LeftOut(sample_id or file.stem, "bad-name", f"{where} points outside the zip")
-            )
-        elif sample_id is None:
-            detail = f"{where} is not named as {skeleton_format.name} files are"
-            left_out.append(LeftOut(file.stem, "bad-name", detail))
-        elif sample_id in clips:
-            first = clips[sample_id]
-            detail = f"{where} comes after {first.container.name}: {first.member}"
-            left_out.append(LeftOut(sample_id, "duplicate", detail))
-        else:
-            clips[sample_id] = file
-    return clips
+def _where(place: Place) -> str:
+    if isinstance(place, ClipFile):
+        return f"{place.container.name}: {place.member}"
+    return str(place)
 
 
-def _ids(sample_id: str) -> SampleIds:
-    ids = ids_of_name(sample_id)
-    assert ids is not None, sample_id  # sample_ids are made by the same parsers
-    return ids
+def _leaves_its_zip(place: Place) -> bool:
+    return isinstance(place, ClipFile) and place.is_zipped and leaves_its_folder(place.member)
 
 
-def _usable(captions: dict[str, SampleCaptions], sample_id: str) -> bool:
-    return sample_id in captions and bool(captions[sample_id].captions)
-
-
-def _why(captions: dict[str, SampleCaptions], sample_id: str) -> str:
-    if sample_id not in captions:
-        return "no caption run has this sample"
-    found = captions[sample_id]
-    why = []
-    if found.unused:
-        why.append(f"its captions have status {', '.join(sorted(found.unused))}")
-    if found.dropped:
-        why.append(f"dropped by audit: {', '.join(sorted(found.dropped))}")
-    return "; ".join(why)
-
-
-def _classes(dataset: str, action_ids: set[int], which: str) -> list[ClassEntry]:
-    """The class list: the benchmark's, or of the actions that are present."""
-    num_classes = 60 if dataset == NTU and max(action_ids, default=0) <= 60 else 120
-    named = class_list(dataset, num_classes)
+def _classes(inventory: Inventory, present: set[int], which: str) -> list[ClassEntry]:
+    """The class list: the benchmark's (or the source's own), or of the actions that are present."""
+    if inventory.class_names is not None:
+        named = list(enumerate(inventory.class_names, start=1))
+    else:
+        num_classes = 60 if inventory.family == NTU and max(present, default=0) <= 60 else 120
+        named = class_list(inventory.family, num_classes)
     if which == "present":
-        named = [(action_id, name) for action_id, name in named if action_id in action_ids]
+        named = [(action_id, name) for action_id, name in named if action_id in present]
     return [ClassEntry(label, action_id, name) for label, (action_id, name) in enumerate(named)]
 
 
-def _describe_skeletons(paths: Sequence[Path], files: Sequence[ClipFile]) -> list[dict[str, Any]]:
-    """Name, number of files and a hash over names, sizes and zip checksums of every source."""
-    entries = []
-    for path in paths:
-        own = [f for f in files if f.container == path]
-        listing = canonical_json([[f.member, f.num_bytes, f.crc32] for f in own])
-        entries.append(
-            {
-                "name": path.resolve().name,
-                "num_files": len(own),
-                "num_bytes": sum(f.num_bytes for f in own),
-                "listing_sha256": sha256_bytes(listing.encode()),
-            }
-        )
-    return entries
-
-
-def _describe_captions(folder: Path) -> dict[str, Any]:
-    shards = read_index(folder / "index.json", made_by="hoc caption")
-    return {
-        "name": folder.resolve().name,
-        "num_rows": sum(shard.num_rows for shard in shards),
-        "shards_sha256": shards_sha256(shards),
-    }
-
-
-def _describe_audit(audit: Audit) -> dict[str, Any]:
-    """An audit stands beside the captions, under the key by which a build tells its input apart."""
-    return {
-        "name": audit.folder.resolve().name,
-        "audit_of": audit.run_name,
-        "drop_rules": list(audit.drop_rules),
-        "num_dropped": audit.num_dropped,
-        "shards_sha256": audit.sha256,
-    }
+def _labelled(
+    samples: Sequence[FoundSample], classes: Sequence[ClassEntry], left_out: list[LeftOut]
+) -> Iterator[tuple[FoundSample, int]]:
+    """Each sample with its label; those of no class go to `left_out`."""
+    label_of: Mapping[int, int] = {entry.action_id: entry.label for entry in classes}
+    for sample in samples:
+        label = label_of.get(sample.ids.action_id)
+        if label is None:
+            detail = f"action {sample.ids.action_id} is not one of the {len(classes)} classes"
+            left_out.append(LeftOut(sample.sample_id, "bad-name", detail))
+        else:
+            yield sample, label

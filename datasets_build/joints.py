@@ -7,7 +7,8 @@ All indices here are 0-based; the published tables are 1-based.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Skeleton:
         parents: for each joint the index of its parent; the root is its own parent.
         centre: index of the joint that coordinates are made relative to (the middle of the spine).
         num_bodies: number of bodies that a model of this layout takes by default.
-        joint_dims: coordinates a joint: 3 (metres) or 2 (pixels, plus a score).
+        joint_dims: coordinates a joint: 3 (metres) or 2 (pixels).
+        has_score: whether a confidence follows the coordinates as a channel of its own.
     """
 
     name: str
@@ -29,11 +31,20 @@ class Skeleton:
     centre: int
     num_bodies: int
     joint_dims: int = 3
+    has_score: bool = False
+
+    def __post_init__(self) -> None:
+        _check_tree(self)
 
     @property
     def num_joints(self) -> int:
         """V, the number of joints."""
         return len(self.joints)
+
+    @property
+    def num_channels(self) -> int:
+        """C, the numbers a joint has in a data set: its coordinates and, where given, its score."""
+        return self.joint_dims + self.has_score
 
     @property
     def root(self) -> int:
@@ -49,7 +60,46 @@ class Skeleton:
     def mirror(self) -> tuple[int, ...]:
         """For each joint the index of its left/right twin, or its own index."""
         index = {name: j for j, name in enumerate(self.joints)}
-        return tuple(index[_other_side(name)] for name in self.joints)
+        return tuple(index.get(_other_side(name), j) for j, name in enumerate(self.joints))
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, from which `skeleton_from_json` makes it again."""
+        return {**asdict(self), "joints": list(self.joints), "parents": list(self.parents)}
+
+
+def _check_tree(skeleton: Skeleton) -> None:
+    """Refuse what is not one tree over the joints.
+
+    Raises:
+        ValueError: a sentence that names the layout and the joint.
+    """
+    name, num = f"skeleton {skeleton.name!r}", len(skeleton.joints)
+    if len(set(skeleton.joints)) != num or not num:
+        raise ValueError(f"{name}: joint names must be there and differ, got {skeleton.joints}")
+    if len(skeleton.parents) != num:
+        raise ValueError(f"{name} has {num} joints and {len(skeleton.parents)} parents")
+    wrong = [p for p in (*skeleton.parents, skeleton.centre) if not 0 <= p < num]
+    if wrong:
+        raise ValueError(f"{name}: joint index {wrong[0]} is not one of 0 .. {num - 1}")
+    roots = [j for j, parent in enumerate(skeleton.parents) if j == parent]
+    if len(roots) != 1:
+        raise ValueError(
+            f"{name} has {len(roots)} roots (joints that are their own parent); it needs one"
+        )
+    for joint in range(num):
+        at, steps = joint, 0
+        while at != roots[0]:
+            at, steps = skeleton.parents[at], steps + 1
+            if steps > num:
+                raise ValueError(
+                    f"{name}: the parents of {skeleton.joints[joint]!r} go in a circle and never "
+                    f"reach the root {skeleton.joints[roots[0]]!r}"
+                )
+    if skeleton.joint_dims not in (2, 3) or skeleton.num_bodies < 1:
+        raise ValueError(
+            f"{name}: joint_dims is {skeleton.joint_dims} (2 or 3 are known) and num_bodies "
+            f"{skeleton.num_bodies} (at least 1)"
+        )
 
 
 def _other_side(name: str) -> str:
@@ -104,17 +154,34 @@ COCO_17 = Skeleton(
     centre=0,
     num_bodies=2,
     joint_dims=2,
+    has_score=True,
 )  # fmt: skip
 
 SKELETONS: dict[str, Skeleton] = {s.name: s for s in (NTU_25, UCLA_20, COCO_17)}
 
 
-def skeleton_named(name: str) -> Skeleton:
-    """The layout of that name.
+def skeleton_named(name: str | Skeleton) -> Skeleton:
+    """The layout of that name; a layout is returned as it is.
 
     Raises:
         ValueError: no such layout; the message lists those there are.
     """
+    if isinstance(name, Skeleton):
+        return name
     if name not in SKELETONS:
         raise ValueError(f"skeleton {name!r} is not known; choose one of {', '.join(SKELETONS)}")
     return SKELETONS[name]
+
+
+def skeleton_from_json(value: dict[str, Any]) -> Skeleton:
+    """The layout that `Skeleton.as_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    skeleton = Skeleton(
+        **{**value, "joints": tuple(value["joints"]), "parents": tuple(value["parents"])}
+    )
+    if SKELETONS.get(skeleton.name, skeleton) != skeleton:
+        raise ValueError(f"{skeleton.name!r} is the name of another layout of this program")
+    return skeleton

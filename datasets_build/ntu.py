@@ -18,11 +18,16 @@ from datasets_build.sources import ClipError
 
 NUM_JOINTS = 25
 MAX_FRAMES = 30_000  # our choice: 1,000 s at 30 frames/s; the longest NTU clip has about 300 frames
+MAX_LINES = 2_000_000  # our choice: MAX_FRAMES frames with two bodies have 1,650,000
 MAX_BODIES_A_FRAME = 12  # our choice: twice what a Kinect v2 tracks
+MAX_BODIES = 200  # our choice: a sensor that loses a body gives it a new id, but not so often
 MAX_COORDINATE_M = 1_000.0  # our choice: a Kinect sees 8 m; keeps every square finite in float32
 
-_JOINT_COUNT = str(NUM_JOINTS).encode()
-_BODY_COUNTS = {str(num).encode(): num for num in range(MAX_BODIES_A_FRAME + 1)}
+_NEWLINE, _RETURN = b"\n\r"
+_BODY_COUNTS = {
+    f"{num}{end}".encode(): num for num in range(MAX_BODIES_A_FRAME + 1) for end in ("\n", "\r\n")
+}
+_JOINT_COUNTS = {f"{NUM_JOINTS}{end}".encode() for end in ("\n", "\r\n")}
 _FIELDS = tuple(f"f{i}" for i in range(12))
 _WANTED = {
     "f0": pa.float64(), "f1": pa.float64(), "f2": pa.float64(), "f11": pa.int8(),
@@ -59,6 +64,42 @@ class Recording:
     bodies: tuple[BodyTrack, ...]
 
 
+class _Lines:
+    """Where the lines of a file begin, found all at once; they are cut out when they are needed."""
+
+    def __init__(self, data: bytes) -> None:
+        content = np.frombuffer(data, np.uint8)
+        is_newline = content == _NEWLINE
+        self.num_lines = int(np.count_nonzero(is_newline)) + (content[-1] != _NEWLINE)
+        if self.num_lines > MAX_LINES:
+            raise ClipError("bad_count", f"{self.num_lines} lines; at most {MAX_LINES} can be true")
+        ends = np.flatnonzero(is_newline)
+        if len(ends) < self.num_lines:
+            ends = np.append(ends, len(data))
+        if np.count_nonzero(content == _RETURN) != np.count_nonzero(content[ends - 1] == _RETURN):
+            raise ClipError("not_text", "a carriage return stands inside a line")
+        self.data = data
+        self.starts: list[int] = [0, *(ends + 1).tolist()]  # and, last of all, the end
+
+    def count(self, at: int, what: str, highest: int) -> int:
+        """The whole number that stands alone on a line."""
+        text = b""
+        if at < self.num_lines:
+            text = self.data[self.starts[at] : self.starts[at + 1]].strip()
+        if not text and at >= self.num_lines - 1:
+            raise ClipError("truncated", f"the file ends where a number of {what} should stand")
+        if not text.isdigit():
+            raise ClipError(
+                "bad_count", f"line {at + 1} should be a number of {what}, it is {_shown(text)}"
+            )
+        if len(text) > 9 or int(text) > highest:
+            raise ClipError(
+                "bad_count",
+                f"line {at + 1} says {_shown(text)} {what}; at most {highest} can be true",
+            )
+        return int(text)
+
+
 def read_skeleton(data: bytes) -> Recording:
     """Parse the content of one `.skeleton` file.
 
@@ -70,44 +111,49 @@ def read_skeleton(data: bytes) -> Recording:
         raise ClipError("empty", "the file has no content")
     if b"\0" in data:
         raise ClipError("not_text", "the file has zero bytes; a .skeleton file is plain text")
-    lines = data.replace(b"\r\n", b"\n").split(b"\n")
-    num_frames = _count(lines, 0, "frames", MAX_FRAMES)
+    lines = _Lines(data)
+    starts, num_lines = lines.starts, lines.num_lines
+    num_frames = lines.count(0, "frames", MAX_FRAMES)
     ids: list[bytes] = []
     frames: list[int] = []
-    joint_lines: list[bytes] = []
+    blocks: list[bytes] = []  # the 25 joint lines of each body and frame
     at = 1
     for frame in range(num_frames):
-        num_bodies = _BODY_COUNTS.get(lines[at]) if at < len(lines) else None
-        if num_bodies is None:  # not the plain number that nearly every line is
-            num_bodies = _count(lines, at, "bodies", MAX_BODIES_A_FRAME)
+        # A line with its end, as nearly all files write it; else the longer way.
+        line = data[starts[at] : starts[at + 1]] if at < num_lines else b""
+        num_bodies = _BODY_COUNTS.get(line)
+        if num_bodies is None:
+            num_bodies = lines.count(at, "bodies", MAX_BODIES_A_FRAME)
         at += 1
         for _ in range(num_bodies):
             end = at + 2 + NUM_JOINTS
-            if end > len(lines):
+            if end > num_lines:
                 raise ClipError(
                     "truncated", f"the file ends in frame {frame} of {num_frames} (from 0)"
                 )
-            header = lines[at].split(None, 1)
+            header = data[starts[at] : starts[at + 1]].split(None, 1)
             if not header:
                 raise ClipError("truncated", f"line {at + 1} should start with a body id")
+            if data[starts[at + 1] : starts[at + 2]] not in _JOINT_COUNTS:
+                _check_joint_count(lines, at + 1)
             ids.append(header[0])
             frames.append(frame)
-            if lines[at + 1] != _JOINT_COUNT:
-                _check_joint_count(lines, at + 1)
-            joint_lines += lines[at + 2 : end]
+            blocks.append(data[starts[at + 2] : starts[end]])
             at = end
-    if any(line.strip() for line in lines[at:]):
+    if data[starts[at] :].strip():
         raise ClipError(
             "trailing_data", f"text follows the {num_frames} frames that line 1 announces"
         )
     if not ids:
         raise ClipError("no_body", f"no body in any of the {num_frames} frames")
-    joints, tracking = _parse_joints(joint_lines)
+    if len(set(ids)) > MAX_BODIES:
+        raise ClipError("bad_count", f"{len(set(ids))} body ids; at most {MAX_BODIES} can be true")
+    joints, tracking = _parse_joints(b"".join(blocks), num_lines=len(ids) * NUM_JOINTS)
     return Recording(num_frames, _tracks(ids, np.array(frames, np.int32), joints, tracking))
 
 
-def _check_joint_count(lines: list[bytes], at: int) -> None:
-    num_joints = _count(lines, at, "joints", 1_000)
+def _check_joint_count(lines: _Lines, at: int) -> None:
+    num_joints = lines.count(at, "joints", 1_000)
     if num_joints != NUM_JOINTS:
         raise ClipError(
             "wrong_joint_count",
@@ -115,33 +161,17 @@ def _check_joint_count(lines: list[bytes], at: int) -> None:
         )
 
 
-def _count(lines: list[bytes], at: int, what: str, highest: int) -> int:
-    """The whole number that stands alone on a line."""
-    if at >= len(lines) or (at == len(lines) - 1 and not lines[at].strip()):
-        raise ClipError("truncated", f"the file ends where a number of {what} should stand")
-    text = lines[at].strip()
-    if not text.isdigit():
-        raise ClipError(
-            "bad_count", f"line {at + 1} should be a number of {what}, it is {_shown(text)}"
-        )
-    if len(text) > 9 or int(text) > highest:
-        raise ClipError(
-            "bad_count", f"line {at + 1} says {_shown(text)} {what}; at most {highest} can be true"
-        )
-    return int(text)
-
-
-def _parse_joints(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def _parse_joints(text: bytes, *, num_lines: int) -> tuple[np.ndarray, np.ndarray]:
     """(R, 25, 3) float32 metres and (R, 25) int8 tracking states from R x 25 joint lines."""
     try:
-        table = _parse_csv(lines)
+        table = _parse_csv(text)
     except pa.ArrowInvalid:
         try:  # once more with tabs, double and trailing spaces put right
-            table = _parse_csv([b" ".join(line.split()) for line in lines])
+            table = _parse_csv(b"\n".join(b" ".join(line.split()) for line in text.split(b"\n")))
         except pa.ArrowInvalid as error:
-            raise _joint_line_error(lines, error) from error
-    if table.num_rows != len(lines):
-        raise ClipError("truncated", f"{table.num_rows} joint lines of {len(lines)} are not blank")
+            raise _joint_line_error(text) from error
+    if table.num_rows != num_lines:
+        raise ClipError("truncated", f"{table.num_rows} joint lines of {num_lines} are not blank")
     xyz = np.stack([table[name].to_numpy() for name in ("f0", "f1", "f2")], axis=1)
     if not np.isfinite(xyz).all():
         raise ClipError("not_finite", "a joint has a coordinate that is NaN or infinite")
@@ -152,10 +182,10 @@ def _parse_joints(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return joints, table["f11"].to_numpy().reshape(-1, NUM_JOINTS)
 
 
-def _parse_csv(lines: list[bytes]) -> pa.Table:
+def _parse_csv(text: bytes) -> pa.Table:
     """Arrow's CSV reader takes half the time of a split in Python, and counts the fields."""
     return csv.read_csv(
-        pa.BufferReader(b"\n".join(lines)),
+        pa.BufferReader(text),
         read_options=csv.ReadOptions(column_names=_FIELDS, use_threads=False),
         parse_options=csv.ParseOptions(delimiter=" ", quote_char=False),
         convert_options=csv.ConvertOptions(
@@ -164,13 +194,14 @@ def _parse_csv(lines: list[bytes]) -> pa.Table:
     )
 
 
-def _joint_line_error(lines: list[bytes], error: Exception) -> ClipError:
-    for line in lines:
+def _joint_line_error(text: bytes) -> ClipError:
+    """What is wrong with joint lines that Arrow does not read."""
+    for line in text.splitlines():
         if not line.isascii():
             return ClipError("not_text", f"a joint line is not plain text: {_shown(line)}")
         if len(line.split()) != len(_FIELDS):
             return ClipError("truncated", f"a joint line has not 12 fields: {_shown(line)}")
-    return ClipError("bad_number", f"a joint line holds something else than numbers ({error})")
+    return ClipError("bad_number", "a joint line holds something else than numbers")
 
 
 def _tracks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import pyarrow as pa
 
 from datasets_build import schema
 from datasets_build.bodies import BodySettings
-from datasets_build.formats import FORMATS, Clip
+from datasets_build.formats import FORMATS
 from datasets_build.join import LeftOut, PlannedSample
+from datasets_build.manifest import canonical_json, sha256_bytes
+from datasets_build.packed import PackedRow, PackedSource
 from datasets_build.shards import ShardInfo, write_shard
-from datasets_build.sources import ClipError, read_clip
+from datasets_build.sources import Clip, ClipError, ClipFile, read_clip
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class PartJob:
     number: int
     folder: Path
     format_name: str
+    family: str
     samples: tuple[PlannedSample, ...]
     bodies: BodySettings
     frame_tolerance: int | None
@@ -35,6 +38,15 @@ class PartJob:
         """part-00000.arrow and so on."""
         return f"part-{self.number:05d}.arrow"
 
+    @property
+    def stamp(self) -> str:
+        """A hash over names, sizes and times of what it reads: equal when nothing was touched."""
+        places = [
+            [str(p), p.num_bytes, p.mtime_ns] if isinstance(p, ClipFile) else [str(p)]
+            for p in (sample.place for sample in self.samples)
+        ]
+        return sha256_bytes(canonical_json(places).encode())
+
 
 @dataclass(frozen=True)
 class PartResult:
@@ -42,15 +54,18 @@ class PartResult:
 
     Attributes:
         number: the part's number.
+        stamp: that of its job.
         shard: its file, None where none of its samples could be read.
         left_out: samples that are not in it.
-        content_sha256: over the bytes of every file read, in order.
+        content_sha256: over the hashes of the files read, in order (of packed sources: of the
+            joints).
         num_captions: captions in it.
         num_frames: frames in it.
         num_two_bodies: clips in it with two bodies.
     """
 
     number: int
+    stamp: str
     shard: ShardInfo | None
     left_out: tuple[LeftOut, ...]
     content_sha256: str
@@ -79,29 +94,39 @@ class PartResult:
         )
 
 
-def build_part(job: PartJob) -> PartResult:
-    """Read the samples of one part and write it; clips that cannot be read are listed."""
-    read = FORMATS[job.format_name].read
+def build_part(job: PartJob, packed: Mapping[Path, PackedSource] | None = None) -> PartResult:
+    """Read the samples of one part and write it; clips that cannot be read are listed.
+
+    Args:
+        job: which samples.
+        packed: the opened sources that rows of packed files lie in.
+    """
     rows: list[tuple[PlannedSample, Clip]] = []
     left_out: list[LeftOut] = []
     digest = hashlib.sha256()
     for sample in job.samples:
         try:
-            data = read_clip(sample.file)
-            digest.update(hashlib.sha256(data).digest())
-            clip = read(data, job.bodies)
+            if isinstance(sample.place, PackedRow):
+                assert packed is not None, "packed sources are read where they were opened"
+                clip = packed[sample.place.source].clip(sample.place.index)
+                digest.update(hashlib.sha256(clip.joints.tobytes()).digest())
+            else:
+                data = read_clip(sample.place)
+                digest.update(hashlib.sha256(data).digest())
+                clip = FORMATS[job.format_name].read(data, job.bodies)
         except ClipError as error:
             left_out.append(LeftOut(sample.sample_id, "unreadable", str(error)))
             continue
-        mismatch = _frame_mismatch(sample, clip, job)
+        mismatch = _frame_mismatch(sample, clip, job.frame_tolerance)
         if mismatch:
             left_out.append(LeftOut(sample.sample_id, "frame-count", mismatch))
             continue
         rows.append((sample, clip))
     path = job.folder / job.file_name
-    shard = write_shard(path, rows_table(rows, job.format_name)) if rows else None
+    shard = write_shard(path, rows_table(rows, job.family)) if rows else None
     return PartResult(
         job.number,
+        job.stamp,
         shard,
         tuple(left_out),
         digest.hexdigest(),
@@ -122,6 +147,7 @@ def rows_table(rows: Sequence[tuple[PlannedSample, Clip]], dataset: str) -> pa.T
             "lower shard_rows"
         )
     joints = np.concatenate([clip.joints.ravel() for clip in clips]) if clips else np.empty(0)
+    sizes = [clip.image_size or (None, None) for clip in clips]
     columns = {
         schema.SAMPLE_ID: [sample.sample_id for sample in samples],
         schema.DATASET: [dataset] * len(samples),
@@ -133,6 +159,8 @@ def rows_table(rows: Sequence[tuple[PlannedSample, Clip]], dataset: str) -> pa.T
         schema.REPETITION_ID: [sample.ids.repetition_id for sample in samples],
         schema.NUM_FRAMES: [clip.joints.shape[1] for clip in clips],
         schema.NUM_BODIES: [clip.joints.shape[0] for clip in clips],
+        schema.IMAGE_WIDTH: [width for width, _ in sizes],
+        schema.IMAGE_HEIGHT: [height for _, height in sizes],
         schema.JOINTS: pa.ListArray.from_arrays(
             pa.array(offsets, pa.int32()), pa.array(joints, pa.float32())
         ),
@@ -155,14 +183,12 @@ def rows_table(rows: Sequence[tuple[PlannedSample, Clip]], dataset: str) -> pa.T
     return pa.Table.from_arrays(arrays, schema=schema.DATASET_SCHEMA)
 
 
-def _frame_mismatch(sample: PlannedSample, clip: Clip, job: PartJob) -> str | None:
+def _frame_mismatch(sample: PlannedSample, clip: Clip, tolerance: int | None) -> str | None:
     """What is wrong with the number of frames, None when it is right or not compared."""
-    if job.frame_tolerance is None or not FORMATS[job.format_name].compares_frames:
+    ours = clip.num_source_frames
+    if tolerance is None or ours is None:
         return None
-    furthest = max(sample.video_frames, key=lambda n: abs(n - clip.num_source_frames), default=None)
-    if furthest is None or abs(furthest - clip.num_source_frames) <= job.frame_tolerance:
+    furthest = max(sample.video_frames, key=lambda num: abs(num - ours), default=ours)
+    if abs(furthest - ours) <= tolerance:
         return None
-    return (
-        f"the video has {furthest} frames, the skeleton {clip.num_source_frames}; "
-        f"they may differ by {job.frame_tolerance}"
-    )
+    return f"the video has {furthest} frames, the skeleton {ours}; they may differ by {tolerance}"

@@ -7,7 +7,8 @@ they must give are held by tests/datasets_build/test_protocols.py.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import Any, Literal
 
 from datasets_build import schema
 from datasets_build.class_names import manifest_lines, ntu_class_names, nwucla_class_names
+from datasets_build.manifest import fingerprint
 from datasets_build.ntu_names import parse_ntu_name
 from datasets_build.nwucla import ACTION_IDS as NW_UCLA_ACTION_IDS
 from datasets_build.nwucla import parse_nwucla_name
 
 NTU = "ntu"
 NW_UCLA = "nw-ucla"
+GENERIC = "generic"  # anybody's own recordings; action_id is label + 1
 MISSING_LISTS = {NTU: "missing-ntu120.txt"}  # its first 302 are the 60-class list
 
 Split = Literal["train", "test", "exemplar"]
@@ -36,6 +39,7 @@ class SampleIds:
     camera_id: int | None = None
     setup_id: int | None = None
     repetition_id: int | None = None
+    sample_id: str | None = field(default=None, compare=False)  # for protocols that list samples
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> SampleIds:
@@ -47,6 +51,7 @@ class SampleIds:
             camera_id=row[schema.CAMERA_ID],
             setup_id=row[schema.SETUP_ID],
             repetition_id=row[schema.REPETITION_ID],
+            sample_id=row[schema.SAMPLE_ID],
         )
 
 
@@ -55,7 +60,13 @@ def ids_of_name(name: str) -> SampleIds | None:
     ntu = parse_ntu_name(name)
     if ntu is not None:
         return SampleIds(
-            NTU, ntu.action_id, ntu.subject_id, ntu.camera_id, ntu.setup_id, ntu.repetition_id
+            NTU,
+            ntu.action_id,
+            ntu.subject_id,
+            ntu.camera_id,
+            ntu.setup_id,
+            ntu.repetition_id,
+            sample_id=str(ntu),
         )
     ucla = parse_nwucla_name(name)
     if ucla is not None:
@@ -65,6 +76,7 @@ def ids_of_name(name: str) -> SampleIds | None:
             ucla.subject_id,
             ucla.camera_id,
             repetition_id=ucla.repetition_id,
+            sample_id=str(ucla),
         )
     return None
 
@@ -75,12 +87,13 @@ class Protocol:
 
     Attributes:
         name: as given to --protocol.
-        dataset: the family of samples it is for, "ntu" or "nw-ucla".
+        dataset: the family of samples it is for: "ntu", "nw-ucla" or "generic".
         num_classes: classes that the protocol's samples have.
         source: where the rule was published.
         rule: the rule in one sentence, for people.
-        action_ids: actions that belong to the protocol; all others are outside of it.
-        split_by: the id that decides ("subject_id", "camera_id", "setup_id"); None for one-shot.
+        action_ids: actions that belong to the protocol; all others are outside of it. None: all.
+        split_by: the id that decides ("subject_id", "camera_id", "setup_id", "repetition_id", or
+            "sample_id" where samples are listed); None for one-shot.
         train_values: values of that id that make a training sample.
         test_values: values of that id that make a test sample.
         novel_action_ids: one-shot only: classes seen once; samples of all others are "train".
@@ -92,16 +105,18 @@ class Protocol:
     num_classes: int
     source: str
     rule: str
-    action_ids: frozenset[int]
+    action_ids: frozenset[int] | None
     split_by: str | None = None
-    train_values: frozenset[int] = frozenset()
-    test_values: frozenset[int] = frozenset()
+    train_values: frozenset[int | str] = field(default=frozenset(), repr=False)
+    test_values: frozenset[int | str] = field(default=frozenset(), repr=False)
     novel_action_ids: frozenset[int] = frozenset()
     exemplars: frozenset[SampleIds] = field(default=frozenset(), repr=False)
 
     def split(self, ids: SampleIds) -> Split | None:
         """Which part a sample belongs to; None when it is not in the protocol at all."""
-        if ids.dataset != self.dataset or ids.action_id not in self.action_ids:
+        if ids.dataset != self.dataset:
+            return None
+        if self.action_ids is not None and ids.action_id not in self.action_ids:
             return None
         if self.split_by is None:
             if ids.action_id not in self.novel_action_ids:
@@ -111,6 +126,21 @@ class Protocol:
         if value in self.train_values:
             return "train"
         return "test" if value in self.test_values else None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over everything that decides a split; texts for people do not count."""
+        rule = {
+            "dataset": self.dataset,
+            "num_classes": self.num_classes,
+            "action_ids": None if self.action_ids is None else sorted(self.action_ids),
+            "split_by": self.split_by,
+            "train": sorted(map(str, self.train_values)),
+            "test": sorted(map(str, self.test_values)),
+            "novel": sorted(self.novel_action_ids),
+            "exemplars": sorted(str(ids) for ids in self.exemplars),
+        }
+        return fingerprint({"name": self.name, "rule": rule})
 
     def split_of_row(self, row: Mapping[str, Any]) -> Split | None:
         """`split` of a data set row."""
@@ -279,17 +309,40 @@ def split_counts(
         use_missing_list: count listed-missing samples apart instead of as train or test.
     """
     ids_of = {name: ids_of_name(name) for name in names}
-    num_nameless = sum(ids is None for ids in ids_of.values())
     samples = {ids for ids in ids_of.values() if ids is not None}
     lists = MISSING_LISTS if use_missing_list else ()
-    missing = {ids_of_name(name) for dataset in lists for name in listed_missing(dataset)}
+    missing = {name for dataset in lists for name in listed_missing(dataset)}
+    return count_splits(
+        samples,
+        PROTOCOLS.values() if protocols is None else protocols,
+        missing=missing,
+        num_nameless=sum(ids is None for ids in ids_of.values()),
+    )
+
+
+def count_splits(
+    samples: Iterable[SampleIds],
+    protocols: Iterable[Protocol],
+    *,
+    missing: Collection[str] = (),
+    num_nameless: int = 0,
+) -> list[SplitCounts]:
+    """How many samples each protocol puts where.
+
+    Args:
+        samples: their ids.
+        protocols: which ones.
+        missing: sample_ids that are counted apart instead of as train or test.
+        num_nameless: counted as outside of every protocol.
+    """
+    samples = list(samples)
     results = []
-    for protocol in PROTOCOLS.values() if protocols is None else protocols:
+    for protocol in protocols:
         tally = {"train": 0, "test": 0, "exemplar": 0, "outside": num_nameless, "missing": 0}
         for ids in samples:
             split = protocol.split(ids)
-            key = "outside" if split is None else "missing" if ids in missing else split
-            tally[key] += 1
+            is_missing = ids.sample_id in missing
+            tally["outside" if split is None else "missing" if is_missing else split] += 1
         results.append(
             SplitCounts(
                 protocol.name,
@@ -310,19 +363,34 @@ def read_names(path: Path) -> list[str]:
         FileNotFoundError: no such file.
         ValueError: it is not text, or no line holds an NTU or NW-UCLA name.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; give a text file with one sample name a line"
-        )
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a text file of names ({error})") from error
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = read_lines(path, what="sample name")
     if not any(ids_of_name(name) for name in names):
         raise ValueError(
             f"{path}: none of its {len(names)} lines starts with a name such as "
             "S001C001P001R001A001 (NTU) or a01_s01_e00_v01 (NW-UCLA)"
         )
     return names
+
+
+def read_lines(path: Path, *, what: str) -> list[str]:
+    """The lines of a text file or its .gz, stripped, without blank ones.
+
+    Args:
+        path: the file.
+        what: a line holds, for the error message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not text, or empty.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a text file with one {what} a line")
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a text file with one {what} a line ({error})") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty; give a text file with one {what} a line")
+    return lines

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of caption shards
+DATASET_SCHEMA_VERSION = 2  # 2: image_width, image_height; skeletons in full in dataset.json
 
 # Both tables.
 SAMPLE_ID = "sample_id"
@@ -42,6 +43,8 @@ CAMERA_ID = "camera_id"
 SUBJECT_ID = "subject_id"
 REPETITION_ID = "repetition_id"
 NUM_BODIES = "num_bodies"
+IMAGE_WIDTH = "image_width"
+IMAGE_HEIGHT = "image_height"
 JOINTS = "joints"
 CAPTIONS = "captions"
 TEXT = "text"
@@ -107,8 +110,11 @@ DATASET_SCHEMA = pa.schema(
         pa.field(REPETITION_ID, pa.int32()),
         pa.field(NUM_FRAMES, pa.int32(), nullable=False),
         pa.field(NUM_BODIES, pa.int32(), nullable=False),
+        # The picture, in pixels, that 2-D joints were found in; null for 3-D ones.
+        pa.field(IMAGE_WIDTH, pa.int32()),
+        pa.field(IMAGE_HEIGHT, pa.int32()),
         # (M, T, V, C) float32 flattened in C order: M = num_bodies, T = num_frames, real length,
-        # not padded; metres in the sensor's coordinates.
+        # not padded; metres in the sensor's coordinates, or pixels and a score.
         pa.field(JOINTS, pa.list_(pa.float32()), nullable=False),
         pa.field(
             CAPTIONS,

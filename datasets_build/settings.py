@@ -36,10 +36,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: not TOML; the message names the line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"recipe {path} does not exist; give the path of a .toml file")
+        raise FileNotFoundError(f"{path} does not exist; give the path of a .toml file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
 
 

@@ -76,8 +76,17 @@ def read_shard(folder: Path, shard: ShardInfo, *, columns: Sequence[str] | None 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is listed in the index of {folder} but does not exist")
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            table = reader.read_all()
+        with pa.memory_map(str(path)) as source:
+            with pa.ipc.open_stream(source) as reader:
+                fields = reader.schema.names
+            source.seek(0)
+            absent = [name for name in columns or () if name not in fields]
+            if absent:
+                raise ValueError(f"{path} lacks the column {absent[0]!r}; build it anew")
+            wanted = None if columns is None else [fields.index(name) for name in columns]
+            options = pa.ipc.IpcReadOptions(included_fields=wanted)  # others stay compressed
+            with pa.ipc.open_stream(source, options=options) as reader:
+                table = reader.read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
             f"{path} is not a readable Arrow stream ({error}); build it anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Iterator
@@ -9,8 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 # our choice: the largest NTU file (six bodies, some 300 frames) is below 5 MB
 MAX_CLIP_BYTES = 32 * 1024 * 1024
+# our choice: some 400,000 entries, four times NTU RGB+D 120's; larger than MAX_CLIP_BYTES
+MAX_ZIP_DIRECTORY_BYTES = 48 * 1024 * 1024
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v")
 
@@ -33,6 +38,22 @@ class ClipError(ValueError):
 
 
 @dataclass(frozen=True)
+class Clip:
+    """One sample as read.
+
+    Attributes:
+        joints: (M, T, V, C) float32; T at least 1.
+        num_source_frames: frames of the recording, those without a body included; None where they
+            cannot be compared with its video's.
+        image_size: (width, height) in pixels of the picture that 2-D joints were found in.
+    """
+
+    joints: np.ndarray
+    num_source_frames: int | None
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class ClipFile:
     """One file of a source.
 
@@ -42,6 +63,7 @@ class ClipFile:
         is_zipped: whether `container` is a zip file.
         num_bytes: size of the content as the file system or the zip directory states it.
         crc32: the zip directory's checksum, None in a folder.
+        mtime_ns: when the file in the folder was written last, None in a zip.
     """
 
     container: Path
@@ -49,6 +71,7 @@ class ClipFile:
     is_zipped: bool
     num_bytes: int
     crc32: int | None = None
+    mtime_ns: int | None = None
 
     @property
     def name(self) -> str:
@@ -79,7 +102,7 @@ def list_clips(container: Path) -> list[ClipFile]:
         raise FileNotFoundError(
             f"{container} does not exist; give a folder of skeleton files or a zip of them"
         )
-    elif zipfile.is_zipfile(container):
+    elif _is_zip(container):
         files = list(_in_zip(container))
     else:
         raise ValueError(
@@ -93,30 +116,27 @@ def read_clip(file: ClipFile) -> bytes:
     """The content of one file.
 
     Raises:
-        ClipError: it cannot be read, or is larger than MAX_CLIP_BYTES.
+        ClipError: reason too_large (more than MAX_CLIP_BYTES) or cannot_read.
     """
-    if file.num_bytes > MAX_CLIP_BYTES:
-        raise _too_large(file)
     try:
         if file.is_zipped:
-            with _opened_zip(file.container).open(file.member) as stream:
-                data = stream.read(MAX_CLIP_BYTES + 1)
-        else:
-            with (file.container / file.member).open("rb") as stream:
-                data = stream.read(MAX_CLIP_BYTES + 1)
+            return _read_zipped(file)
+        with (file.container / file.member).open("rb") as stream:
+            # Asked for as many bytes as there are, Python reserves no more memory than that.
+            return stream.read(_clip_size(os.fstat(stream.fileno()).st_size))
+    except (ClipError, MemoryError):
+        raise
     except Exception as error:
-        # OSError, BadZipFile, zlib.error, RuntimeError (encrypted), NotImplementedError (unknown
-        # compression): what a damaged zip raises has no common base below Exception.
+        # OSError, BadZipFile, zlib.error, RuntimeError (encrypted), NotImplementedError (patched
+        # data): what a damaged zip raises has no common base below Exception.
         raise ClipError("cannot_read", f"{type(error).__name__}: {error}") from error
-    if len(data) > MAX_CLIP_BYTES:
-        raise _too_large(file)
-    return data
 
 
 def leaves_its_folder(member: str) -> bool:
     """Whether a zip entry's name points outside: absolute, with a drive, or through ".."."""
     path = PurePosixPath(member.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
+    has_drive = any(":" in part for part in path.parts[:1])  # "." and "" have no parts
+    return path.is_absolute() or ".." in path.parts or has_drive
 
 
 def describe_content(files: list[ClipFile]) -> str:
@@ -139,31 +159,86 @@ def _in_folder(folder: Path) -> Iterator[ClipFile]:
             path = Path(where) / name
             if not name.startswith(".") and path.is_file():
                 member = path.relative_to(folder).as_posix()
-                yield ClipFile(folder, member, is_zipped=False, num_bytes=path.stat().st_size)
+                stat = path.stat()
+                yield ClipFile(
+                    folder,
+                    member,
+                    is_zipped=False,
+                    num_bytes=stat.st_size,
+                    mtime_ns=stat.st_mtime_ns,
+                )
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True  # one of several disks, or damaged; `_opened_zip` says so
 
 
 def _in_zip(path: Path) -> Iterator[ClipFile]:
     for entry in _opened_zip(path).infolist():
         parts = entry.filename.replace("\\", "/").split("/")
-        if entry.is_dir() or parts[-1].startswith(".") or parts[0] == "__MACOSX":
-            continue
+        if parts[-1] == "" or parts[-1].startswith(".") or parts[0] == "__MACOSX":
+            continue  # a folder, a hidden file, a copy
         yield ClipFile(
             path, entry.filename, is_zipped=True, num_bytes=entry.file_size, crc32=entry.CRC
         )
+
+
+def _read_zipped(file: ClipFile) -> bytes:
+    opened = _opened_zip(file.container)
+    entry = opened.getinfo(file.member)
+    size = _clip_size(entry.file_size)
+    if file.crc32 is not None and (size, entry.CRC) != (file.num_bytes, file.crc32):
+        raise ClipError("cannot_read", "the zip has two entries of this name with other content")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # Python inflates the others without a bound.
+        raise ClipError(
+            "cannot_read",
+            f"compressed by zip method {entry.compress_type}; only 0 (stored) and 8 (deflate) "
+            "are read",
+        )
+    with opened.open(entry) as stream:
+        data = stream.read(size + 1)  # to the end; a bomb that states less goes on after it
+    if len(data) != size:
+        raise ClipError("cannot_read", f"{len(data)} bytes where the zip states {size}")
+    return data
+
+
+def _clip_size(num_bytes: int) -> int:
+    if num_bytes > MAX_CLIP_BYTES:
+        raise ClipError("too_large", f"{num_bytes} bytes; no clip has more than {MAX_CLIP_BYTES}")
+    return num_bytes
+
+
+class _BoundedReads(io.FileIO):
+    """A file that gives at most MAX_ZIP_DIRECTORY_BYTES at once, whatever a zip's header states."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_ZIP_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(
+                f"its directory states {size} bytes; at most {MAX_ZIP_DIRECTORY_BYTES} can be true"
+            )
+        return super().read(size)
+
+    def __del__(self) -> None:
+        self.close()  # ZipFile leaves a file that it was given open; the cache drops both
 
 
 @lru_cache(maxsize=8)
 def _opened_zip(path: Path) -> zipfile.ZipFile:
     """The zip, its directory read once a process: NTU's has tens of thousands of entries."""
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        opened = zipfile.ZipFile(_BoundedReads(path))
+        # A zip bomb's entries share their compressed bytes.
+        num_compressed = sum(entry.compress_size for entry in opened.infolist())
+        if num_compressed > path.stat().st_size:
+            raise zipfile.BadZipFile("its entries overlap")
+    except MemoryError:
+        raise
+    except Exception as error:  # struct.error, OverflowError, ...: as in read_clip
         raise ValueError(
             f"{path} is not a readable zip file ({error}); download it anew"
         ) from error
-
-
-def _too_large(file: ClipFile) -> ClipError:
-    return ClipError(
-        "too_large", f"more than {MAX_CLIP_BYTES} bytes (stated: {file.num_bytes}); no clip is"
-    )
+    return opened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from datasets_build.dataset import SkeletonDataset
-from datasets_build.joints import Skeleton, skeleton_named
-from datasets_build.manifest import read_json
+from datasets_build.joints import Skeleton, skeleton_from_json, skeleton_named
+from datasets_build.manifest import fingerprint, read_json
+from datasets_build.protocols import Protocol
 from training.checkpoint import MADE_BY
 from training.config import ModelConfig, TrainConfig
 from training.methods.classify import ClassifyMethod
@@ -43,6 +44,7 @@ class RunRecord:
         dataset_fingerprint: identifies its content.
         skeleton: its layout.
         classes: its classes in label order, {label, action_id, name} each.
+        protocol_fingerprint: see the function of that name; None in runs of earlier versions.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class RunRecord:
     dataset_fingerprint: str
     skeleton: Skeleton
     classes: list[dict[str, Any]]
+    protocol_fingerprint: str | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -64,10 +67,25 @@ class RunRecord:
             "dataset": {
                 "name": self.dataset_name,
                 "fingerprint": self.dataset_fingerprint,
-                "skeleton": self.skeleton.name,
+                "skeleton": self.skeleton.as_json(),
                 "classes": self.classes,
             },
+            "protocol_fingerprint": self.protocol_fingerprint,
         }
+
+    def check_protocol(self, protocol: Protocol) -> None:
+        """Refuse the protocol trained with where its rule is another one by now.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.protocol_fingerprint not in (None, protocol_fingerprint(protocol)):
+            raise ValueError(
+                f"{self.folder} was trained under protocol {protocol.name}, whose rule has changed "
+                f"since (now: {protocol.rule}), so that a test sample may be one it was trained "
+                "on; bring the old rule back, train again, or ask for the new rule by its name "
+                "(`hoc evaluate --protocol`)"
+            )
 
     def check_dataset(self, dataset: SkeletonDataset) -> None:
         """Refuse a data set of another skeleton, other classes or another class order.
@@ -75,14 +93,16 @@ class RunRecord:
         Raises:
             ValueError: it is one.
         """
-        if dataset.skeleton.name != self.skeleton.name:
+        if dataset.skeleton != self.skeleton:
+            names = self.skeleton.name, dataset.skeleton.name
+            theirs = names[1] if names[0] != names[1] else "another layout of that name"
             raise ValueError(
-                f"{self.folder} was trained on skeletons of layout {self.skeleton.name}, "
-                f"{dataset.folder} holds {dataset.skeleton.name}; give a data set of that layout"
+                f"{self.folder} was trained on skeletons of layout {names[0]}, {dataset.folder} "
+                f"holds {theirs}; give a data set of the same joints, bones and bodies"
             )
-        theirs = class_entries(dataset)
-        if theirs != self.classes:
-            for ours, other in zip(self.classes, theirs, strict=False):
+        classes = class_entries(dataset)
+        if classes != self.classes:
+            for ours, other in zip(self.classes, classes, strict=False):
                 if ours != other:
                     where = (
                         f"label {ours['label']} is {ours['name']!r} (A{ours['action_id']:03d}) "
@@ -90,7 +110,7 @@ class RunRecord:
                     )
                     break
             else:
-                where = f"there are {len(self.classes)} classes there and {len(theirs)} here"
+                where = f"there are {len(self.classes)} classes there and {len(classes)} here"
             raise ValueError(
                 f"{self.folder} was trained on other classes than {dataset.folder} has: {where}; "
                 "scores are joined by label, so both must have the same classes in the same order"
@@ -105,6 +125,16 @@ def class_entries(dataset: SkeletonDataset) -> list[dict[str, Any]]:
     ]
 
 
+def protocol_fingerprint(protocol: Protocol) -> str:
+    """Identifies what a protocol makes of samples; its name and its wording do not count."""
+    parts: dict[str, Any] = {}
+    for field in fields(protocol):
+        value = getattr(protocol, field.name)
+        if field.name not in ("name", "source", "rule"):
+            parts[field.name] = sorted(map(str, value)) if isinstance(value, frozenset) else value
+    return fingerprint(parts)
+
+
 def read_run(folder: Path) -> RunRecord:
     """What a run folder says about itself.
 
@@ -115,14 +145,20 @@ def read_run(folder: Path) -> RunRecord:
     value = read_json(folder / CONFIG_FILE, made_by=MADE_BY)
     try:
         data = value["dataset"]
+        skeleton = data["skeleton"]  # a name in runs of earlier versions
         settings = {**value["settings"], "out": str(folder)}
         return RunRecord(
             folder=folder,
             config=TrainConfig.model_validate(settings),
             dataset_name=data["name"],
             dataset_fingerprint=data["fingerprint"],
-            skeleton=skeleton_named(data["skeleton"]),
+            skeleton=(
+                skeleton_named(skeleton)
+                if isinstance(skeleton, str)
+                else skeleton_from_json(skeleton)
+            ),
             classes=data["classes"],
+            protocol_fingerprint=value.get("protocol_fingerprint"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -152,8 +188,8 @@ def build_model(config: ModelConfig, *, num_classes: int, skeleton: Skeleton) ->
             raise ValueError(f"model.switches.{name}: {config.name} has no such switch; {hint}")
     return model(
         num_classes=num_classes,
-        skeleton=skeleton.name,
-        in_channels=skeleton.joint_dims,
+        skeleton=skeleton,
+        in_channels=skeleton.num_channels,
         base_channels=config.base_channels,
         **config.switches,
     )

@@ -19,6 +19,7 @@ from datasets_build.settings import Settings, read_toml, resolve
 RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
 
 Split = Literal["train", "test"]
+View = Literal["ntu", "ucla"]
 Part = Literal["encoder", "head", "ssf"]
 # The names of training.streams.STREAMS, which needs torch; a test compares them.
 Stream = Literal["joint", "bone", "bone2", "joint-motion", "bone-motion", "bone2-motion"]
@@ -29,7 +30,8 @@ class DataConfig(Settings):
 
     Attributes:
         dataset: folder that `hoc build-dataset` wrote.
-        protocol: name of the rule that splits it (datasets_build/protocols.py).
+        protocol: name of the rule that splits it (a published one or one of the data set's own),
+            or a .toml file that defines it.
         stream: which of the six inputs (training/streams.py).
         num_frames: T, frames a clip is brought to.
         view: whose cropping and augmentation: "ntu" (protocols.md section 3) or "ucla" (section 5).
@@ -43,7 +45,7 @@ class DataConfig(Settings):
     protocol: str
     stream: Stream = "joint"
     num_frames: int = Field(default=64, ge=2)
-    view: Literal["ntu", "ucla"] = "ntu"
+    view: View = "ntu"
     repeat: int = Field(default=1, ge=1)
     allow_empty_classes: bool = False
     resident_gib: float = Field(default=8.0, ge=0)  # our choice: NTU120 is about 2 GiB
@@ -220,6 +222,7 @@ class TrainConfig(Settings):
         parts = self.model_dump(mode="json", exclude={"out"})
         for section, name in (
             ("data", "dataset"),  # its fingerprint is compared instead
+            ("data", "protocol"),  # a name or a path; its rule is compared instead
             ("data", "resident_gib"),
             ("method", "init_from"),  # the hash of its weights is compared instead
             ("loop", "checkpoint_every_epochs"),

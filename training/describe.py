@@ -15,15 +15,17 @@ import numpy as np
 import torch
 
 from datasets_build.bodies import BodySettings, select_bodies
+from datasets_build.joints import NTU_25
 from datasets_build.manifest import write_json
 from datasets_build.ntu import read_skeleton
 from datasets_build.ntu_names import parse_ntu_name
 from datasets_build.progress import Progress
 from training.config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
+from training.loading import load_split, one_clip
 from training.methods.hocslm import HocSLMMethod
 from training.seeding import cpu_threads, deterministic_kernels
-from training.skeleton_data import SkeletonStore, load_split, one_clip
+from training.skeleton_data import SkeletonStore
 
 # text, class name -> whether the text names that action
 NamesAction = Callable[[str, str], bool]
@@ -208,7 +210,7 @@ def _file(loaded: LoadedRun, path: Path) -> SkeletonStore:
     """A `.skeleton` file as a store of one clip."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the path of a .skeleton file")
-    if loaded.record.skeleton.name != "ntu-25":
+    if loaded.record.skeleton != NTU_25:
         raise ValueError(
             f"{path} is an NTU skeleton of 25 joints, {loaded.record.folder} was trained on layout "
             f"{loaded.record.skeleton.name}; describe samples of its data set by their sample_id"

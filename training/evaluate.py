@@ -16,10 +16,11 @@ import torch
 from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.manifest import write_bytes_atomic, write_json
 from datasets_build.progress import Progress
-from datasets_build.protocols import Protocol, protocol_named
+from datasets_build.protocols import Protocol
 from training.build import RunRecord, build_method, pick_device, read_run
 from training.checkpoint import load_weights, read_request
 from training.config import EvaluateConfig
+from training.loading import load_split
 from training.methods.method import Method
 from training.metrics import (
     Accuracy,
@@ -29,7 +30,7 @@ from training.metrics import (
     write_confusion_png,
 )
 from training.seeding import cpu_threads, deterministic_kernels, seeded
-from training.skeleton_data import SkeletonStore, load_split
+from training.skeleton_data import SkeletonStore
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -89,14 +90,15 @@ def load_run(folder: Path, *, dataset: Path | None, protocol: str | None, device
 
     Raises:
         FileNotFoundError: the run, its checkpoint or the data set is not there.
-        ValueError: a file is damaged, or classes or skeleton differ.
+        ValueError: a file is damaged, or classes, skeleton or the protocol's rule differ.
     """
     record = read_run(folder)
     weights = load_weights(folder)
     data = open_dataset(dataset or record.config.data.dataset)
     record.check_dataset(data)
-    chosen = protocol_named(protocol or record.config.data.protocol)
-    data.check_protocol(chosen)
+    chosen = data.protocol(protocol or record.config.data.protocol)
+    if protocol is None:
+        record.check_protocol(chosen)
     where = pick_device(device)
     with seeded(0, "replaced weights"):
         method = build_method(

@@ -1,7 +1,7 @@
 """The samples of one split on the training device: a ragged store, and batches gathered from it.
 
-Shapes: N samples of a batch, M bodies, T frames, V joints, C coordinates, R rows of the store (one
-a body and frame), L tokens.
+Shapes: N samples of a batch, M bodies, T frames, V joints, C channels, R rows of the store (one a
+body and frame), L tokens.
 
 All joints of a split lie in one flat tensor (R, V, C); a batch is one gather, the view and the
 stream follow on the device (transforms.py, streams.py). No sample is touched by Python once
@@ -13,7 +13,6 @@ Captions of samples that are not in the training split are never read.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,12 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_build import schema
-from datasets_build.bodies import SecondBody, centred
-from datasets_build.dataset import SkeletonDataset, joints_of_table
+from datasets_build.bodies import SecondBody
 from datasets_build.joints import Skeleton
-from datasets_build.protocols import Protocol
-from training.config import DataConfig, Split
+from training.config import DataConfig
 from training.seeding import derived_seed, numpy_generator
 from training.streams import apply_stream
 from training.transforms import (
@@ -42,19 +38,6 @@ from training.transforms import (
 # odd 64-bit number (the golden ratio's, as splitmix64 uses), so that keys of different passes never
 # meet.
 _PASS_STEP = np.int64(-7046029254386353131)
-
-_ID_COLUMNS = (
-    schema.SAMPLE_ID,
-    schema.DATASET,
-    schema.LABEL,
-    schema.ACTION_ID,
-    schema.SETUP_ID,
-    schema.CAMERA_ID,
-    schema.SUBJECT_ID,
-    schema.REPETITION_ID,
-    schema.NUM_FRAMES,
-    schema.NUM_BODIES,
-)
 
 # texts, max_tokens -> tokens (n, L) and mask (n, L): training.models.language_model's tokenize
 Tokenize = Callable[[list[str], int], tuple[Tensor, Tensor]]
@@ -141,8 +124,9 @@ class SkeletonStore:
         """Keep the rows where they are and put the rest on the device.
 
         Args:
-            rows: (R, V, C) float32 joints, body by body and frame by frame, samples in order; a
-                tensor goes to the device, a memory map stays on the host.
+            rows: (R, V, C) float32 joints (see coordinates.py), body by body and frame by
+                frame, samples in order; a tensor goes to the device, a memory map stays on the
+                host.
             sample_ids: n ids.
             labels: (n,) 0-based.
             num_frames: (n,) frames of each sample.
@@ -255,7 +239,12 @@ class SkeletonStore:
         else:
             draws = sample_draws(seed, epoch, picks.key, NTU_DRAWS) if training else None
             x = ntu_view(
-                x, lengths, num_frames=config.num_frames, training=training, draws=draws
+                x,
+                lengths,
+                num_frames=config.num_frames,
+                training=training,
+                draws=draws,
+                joint_dims=self.skeleton.joint_dims,
             )  # (N, M, T, V, C)
         x = apply_stream(x, self.skeleton, config.stream)
         tokens = mask = None
@@ -299,132 +288,6 @@ class SkeletonStore:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
 
-def load_split(
-    dataset: SkeletonDataset,
-    protocol: Protocol,
-    split: Split,
-    config: DataConfig,
-    *,
-    device: torch.device,
-    with_captions: bool = False,
-    prompt_ids: Sequence[str] = (),
-    sample_ids: Sequence[str] | None = None,
-) -> SkeletonStore:
-    """Read one split of a data set, once.
-
-    Args:
-        dataset: the opened data set.
-        protocol: what splits it.
-        split: "train" or "test".
-        config: view, stream, where the joints lie.
-        device: where batches are made.
-        with_captions: also read the captions; for the training split only.
-        prompt_ids: only captions of these prompts; empty: all.
-        sample_ids: only these samples.
-
-    Raises:
-        ValueError: the split is empty, or joints are not finite.
-    """
-    assert split == "train" or not with_captions, "captions of test samples are never read"
-    dataset.check_protocol(protocol)
-    wanted = None if sample_ids is None else set(sample_ids)
-    index = _read_ids(dataset, protocol, split, wanted)
-    if not index:
-        raise ValueError(
-            f"{dataset.folder} has no {split} sample under protocol {protocol.name} "
-            f"({protocol.rule}); choose another protocol or add samples"
-        )
-    skeleton = dataset.skeleton
-    shape = (skeleton.num_joints, skeleton.joint_dims)
-    num_rows = sum(entry[2] * entry[3] for entry in index.values())
-    num_bytes = 4 * num_rows * shape[0] * shape[1]
-    rows: Tensor | np.memmap
-    if num_bytes > config.resident_gib * 2**30:
-        with tempfile.TemporaryFile(prefix="hoc-joints-") as file:  # the map keeps it alive
-            rows = np.memmap(file, np.float32, mode="w+", shape=(num_rows, *shape))
-        target: np.ndarray = rows
-    else:
-        rows = torch.empty((num_rows, *shape))
-        target = rows.numpy()
-    texts: dict[str, list[str]] = {}
-    broken: list[str] = []
-    at = 0
-    columns = [schema.SAMPLE_ID, schema.NUM_FRAMES, schema.NUM_BODIES, schema.JOINTS]
-    columns += [schema.CAPTIONS] if with_captions else []
-    for table in dataset.tables(columns):
-        table = table.filter([name in index for name in table[schema.SAMPLE_ID].to_pylist()])
-        names = table[schema.SAMPLE_ID].to_pylist()
-        for name, joints in zip(names, joints_of_table(table, skeleton), strict=True):
-            if not np.isfinite(joints).all():
-                broken.append(name)
-            if config.view == "ntu":
-                joints = centred(joints, centre=skeleton.centre)
-            count = joints.shape[0] * joints.shape[1]
-            target[at : at + count] = joints.reshape(count, *shape)
-            at += count
-        if with_captions:
-            for name, captions in zip(names, table[schema.CAPTIONS].to_pylist(), strict=True):
-                texts[name] = [
-                    entry[schema.TEXT]
-                    for entry in captions
-                    if not prompt_ids or entry[schema.PROMPT_ID] in prompt_ids
-                ]
-    assert at == num_rows, "the parts hold other rows than their ids say"
-    if broken:
-        raise ValueError(
-            f"{len(broken)} samples of {dataset.folder} have joints that are not numbers, for "
-            f"example {broken[0]}; build the data set anew with `hoc build-dataset`"
-        )
-    entries = list(index.values())
-    return SkeletonStore(
-        rows,
-        sample_ids=list(index),
-        labels=np.array([entry[0] for entry in entries]),
-        num_frames=np.array([entry[2] for entry in entries]),
-        num_bodies=np.array([entry[3] for entry in entries]),
-        skeleton=skeleton,
-        config=config,
-        second_body=dataset.second_body_for(protocol),
-        device=device,
-        texts=[texts[name] for name in index] if with_captions else None,
-    )
-
-
-def one_clip(
-    joints: np.ndarray,
-    *,
-    name: str,
-    skeleton: Skeleton,
-    config: DataConfig,
-    second_body: SecondBody,
-    device: torch.device,
-) -> SkeletonStore:
-    """A store of a single clip that is in no data set; its label is 0 and means nothing.
-
-    Args:
-        joints: (M, T, V, C), T >= 1, as a data set holds it.
-        name: stands for the sample_id.
-        skeleton: the layout.
-        config: view, stream, frames.
-        second_body: what stands for a body that was not seen.
-        device: where batches are made.
-    """
-    if config.view == "ntu":
-        joints = centred(joints, centre=skeleton.centre)
-    rows = torch.from_numpy(np.ascontiguousarray(joints, np.float32)).flatten(0, 1)  # (R, V, C)
-    return SkeletonStore(
-        rows,
-        sample_ids=[name],
-        labels=np.zeros(1),
-        num_frames=np.array([joints.shape[1]]),
-        num_bodies=np.array([joints.shape[0]]),
-        skeleton=skeleton,
-        config=config,
-        second_body=second_body,
-        device=device,
-    )
-
-
 def training_problems(
     store: SkeletonStore, class_names: Sequence[str], *, allow_empty_classes: bool
 ) -> list[str]:
@@ -456,24 +319,3 @@ def training_problems(
                 "captions, or train with method.name = classify"
             )
     return problems
-
-
-def _read_ids(
-    dataset: SkeletonDataset, protocol: Protocol, split: Split, wanted: set[str] | None
-) -> dict[str, tuple[int, int, int, int]]:
-    """sample_id -> (label, action_id, num_frames, num_bodies), in the order of the parts."""
-    found: dict[str, tuple[int, int, int, int]] = {}
-    for table in dataset.tables(list(_ID_COLUMNS)):
-        for row in table.to_pylist():
-            name = row[schema.SAMPLE_ID]
-            if protocol.split_of_row(row) != split or (wanted is not None and name not in wanted):
-                continue
-            if name in found:
-                raise ValueError(f"{dataset.folder} holds sample {name} twice; build it anew")
-            found[name] = (
-                row[schema.LABEL],
-                row[schema.ACTION_ID],
-                row[schema.NUM_FRAMES],
-                row[schema.NUM_BODIES],
-            )
-    return found

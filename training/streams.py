@@ -1,6 +1,6 @@
 """The six input streams: {joint, bone, second-order bone} x {position, motion}.
 
-Shapes: N samples, M bodies, T frames, V joints, C coordinates.
+Shapes: N samples, M bodies, T frames, V joints, C channels.
 
 Each stream is one (V, V) matrix over the joints, x' = S x, and a flag for the frame difference
 that may follow. HocSLM 4.2 and Table 7 name the streams; "second-order bone" is read as the

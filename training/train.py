@@ -14,7 +14,7 @@ import torch
 from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.manifest import environment, read_json, sha256_file, write_json
 from datasets_build.progress import Progress, SilentProgress
-from datasets_build.protocols import Protocol, protocol_named
+from datasets_build.protocols import Protocol
 from training.build import (
     CONFIG_FILE,
     METHODS,
@@ -22,6 +22,7 @@ from training.build import (
     build_method,
     class_entries,
     pick_device,
+    protocol_fingerprint,
     read_run,
 )
 from training.checkpoint import (
@@ -35,12 +36,13 @@ from training.checkpoint import (
 )
 from training.config import TrainConfig
 from training.evaluate import score_store
+from training.loading import load_split
 from training.loop import fit, make_accelerator
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method, copy_state
 from training.metrics import accuracy
 from training.seeding import cpu_threads, deterministic_kernels, seeded
-from training.skeleton_data import SkeletonStore, load_split, training_problems
+from training.skeleton_data import SkeletonStore, training_problems
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +93,13 @@ def run(config: TrainConfig, progress: Progress) -> TrainSummary:
         OSError: a checkpoint could not be written.
     """
     dataset = open_dataset(config.data.dataset)
-    protocol = protocol_named(config.data.protocol)
-    dataset.check_protocol(protocol)
-    request = {**config.request(), "dataset_fingerprint": dataset.fingerprint}
+    protocol = dataset.protocol(config.data.protocol)
+    request = {
+        **config.request(),
+        "dataset_fingerprint": dataset.fingerprint,
+        "protocol": protocol.name,
+        "protocol_fingerprint": protocol_fingerprint(protocol),
+    }
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
     if has_checkpoint(config.out):
@@ -135,6 +141,7 @@ def _train(
         dataset_fingerprint=dataset.fingerprint,
         skeleton=dataset.skeleton,
         classes=class_entries(dataset),
+        protocol_fingerprint=protocol_fingerprint(protocol),
     )
     with seeded(loop.seed, "weights"):
         method = build_method(
@@ -211,11 +218,6 @@ def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: Skeleton
         problems.append(
             f"an epoch has {store.num_picks} training samples, fewer than loop.batch_size "
             f"{config.loop.batch_size}; lower it"
-        )
-    if config.data.view == "ucla" and dataset.skeleton.num_bodies != 1:
-        problems.append(
-            f'data.view "ucla" is for one body, layout {dataset.skeleton.name} has '
-            f'{dataset.skeleton.num_bodies}; use view = "ntu"'
         )
     if problems:
         raise ValueError(

@@ -1,6 +1,7 @@
 """From ragged skeleton clips to what a model sees: batched, on the training device.
 
-Shapes: N samples, M bodies, Tmax frames of the longest clip, T frames out, V joints, C coordinates.
+Shapes: N samples, M bodies, Tmax frames of the longest clip, T frames out, V joints, C channels
+(coordinates and, in some layouts, a score).
 
 A ragged batch is a padded tensor (N, M, Tmax, V, C) and `lengths` (N,), the real number of frames
 of each clip; what lies behind a clip's length is never read. The two views follow CTR-GCN's feeders
@@ -168,6 +169,7 @@ def ntu_view(
     num_frames: int = 64,
     training: bool,
     draws: Tensor | None = None,
+    joint_dims: int = 3,
     min_crop: float = 0.5,
     rotation_rad: float = 0.3,
 ) -> Tensor:
@@ -178,11 +180,12 @@ def ntu_view(
     clip. Test: the middle 95 %. Absent (all-zero) bodies stay zero.
 
     Args:
-        x: (N, M, Tmax, V, C); only C = 3 is rotated, other layouts are cropped and resized only.
+        x: (N, M, Tmax, V, C); the first joint_dims channels are coordinates.
         lengths: (N,) int64.
         num_frames: T; CTR-GCN's 64 is also its least crop length.
         training: random crop and rotation, or the centre crop.
         draws: (N, at least NTU_DRAWS) uniform numbers; needed for training only.
+        joint_dims: only 3 coordinates are rotated; 2-D layouts and scores are cropped and resized.
         min_crop: training: the smallest share of a clip that is kept.
         rotation_rad: training: the largest angle about each axis, radians.
 
@@ -204,11 +207,13 @@ def ntu_view(
     size = torch.minimum(size, lengths)
     start = _uniform_integer(draws[:, 1], lengths - size + 1)
     view = crop_and_resize(x, lengths, start=start, size=size, num_frames=num_frames)
-    if x.shape[-1] != 3:
+    if joint_dims != 3:
         return view
     angles = (2.0 * draws[:, 2:5] - 1.0) * rotation_rad
     about_x, about_y, about_z = _axis_rotations(angles)
-    return _rotate(view, _compose(about_z, _compose(about_y, about_x)))
+    rotation = _compose(about_z, _compose(about_y, about_x))  # (N, 3, 3)
+    rotated = _rotate(view[..., :3], rotation)
+    return rotated if view.shape[-1] == 3 else torch.cat((rotated, view[..., 3:]), dim=-1)
 
 
 def ucla_view(

@@ -35,7 +35,9 @@ def test_every_command_has_a_help_that_explains_each_option(name: str) -> None:
     assert len(result.output) > 200
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/captioning.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/captioning.md", "docs/datasets.md", "docs/own-recordings.md"]
+)
 def test_documented_commands_are_commands_with_those_options(page: str) -> None:
     """Every `hoc ...` line in a page's code blocks names existing commands and options."""
     text = (ROOT / page).read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -45,7 +46,7 @@ def test_rows_hold_ids_labels_and_joints(ntu_folder, tmp_path):
     summary = run(BuildConfig(skeletons=(source,), out=tmp_path / "out", name="mini"))
     assert (summary.num_rows, summary.num_classes, summary.left_out) == (12, 60, {})
     dataset = open_dataset(tmp_path / "out")
-    assert (dataset.name, dataset.format, dataset.skeleton.name) == ("mini", "ntu", "ntu-25")
+    assert (dataset.name, dataset.family, dataset.skeleton.name) == ("mini", "ntu", "ntu-25")
     assert dataset.problems() == []
     (table,) = dataset.tables()
     assert table.schema == schema.DATASET_SCHEMA
@@ -300,6 +301,54 @@ def test_an_interrupted_build_goes_on_from_its_journal(ntu_folder, tmp_path):
         run(config)
 
 
+def test_parts_whose_sources_were_touched_are_made_anew(ntu_folder, tmp_path):
+    source = ntu_folder(NAMES)
+    config = BuildConfig(skeletons=(source,), out=tmp_path / "out", shard_rows=3, workers=1)
+    bad = source / f"{NAMES[-1]}.skeleton"
+    good = bad.read_bytes()
+    bad.write_bytes(good[: len(good) // 2] + b"x" * (len(good) - len(good) // 2))
+    with pytest.raises(ValueError, match="unreadable: 1"):
+        run(config)
+    first = source / f"{NAMES[0]}.skeleton"
+    first.write_bytes(first.read_bytes().replace(b" 2\n", b" 1\n"))  # same size, another time
+    os.utime(first, ns=(1, 1))
+    bad.write_bytes(good)
+    assert run(config).num_parts_kept == 2
+
+
+def test_a_sample_that_could_not_be_read_is_tried_again(ntu_folder, tmp_path, monkeypatch):
+    config = BuildConfig(
+        skeletons=(ntu_folder(NAMES),), out=tmp_path / "out", shard_rows=3, workers=1
+    )
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", _open_without(f"{NAMES[4]}.skeleton"))
+        with pytest.raises(ValueError, match="unreadable: 1"):
+            run(config)
+    summary = run(config)
+    assert (summary.num_rows, summary.num_parts_kept) == (12, 3)
+
+
+def _open_without(name):
+    plain = Path.open
+
+    def opened(self, *args, **kwargs):
+        if self.name == name:
+            raise OSError(5, "Input/output error")
+        return plain(self, *args, **kwargs)
+
+    return opened
+
+
+def test_two_builds_never_work_in_one_folder(ntu_folder, tmp_path):
+    config = BuildConfig(skeletons=(ntu_folder(NAMES),), out=tmp_path / "out", workers=1)
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / JOURNAL_FILE).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another process builds a data set in"):
+            run(config)
+    assert run(config).num_rows == 12
+
+
 def test_a_killed_build_ends_with_the_same_bytes(ntu_folder, tmp_path):
     source = ntu_folder([f"S00{s}C001P001R001A0{a:02d}" for s in range(1, 5) for a in range(1, 41)])
     program = (
@@ -342,6 +391,30 @@ def test_hugging_face_datasets_opens_the_parts(ntu_folder, tmp_path, monkeypatch
     assert loaded["sample_id"][:] == sorted(NAMES)
     dataset = open_dataset(tmp_path / "out")
     assert joints_of(loaded[0], dataset.skeleton).shape == (1, 6, 25, 3)
+
+
+def test_a_data_set_folder_is_a_hugging_face_data_set(ntu_folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    run(BuildConfig(skeletons=(ntu_folder(NAMES),), out=tmp_path / "out", shard_rows=5))
+    loaded = datasets.load_dataset(
+        str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["sample_id"][:] == sorted(NAMES)
+
+
+def test_polars_and_duckdb_open_the_parts(ntu_folder, tmp_path):
+    polars = pytest.importorskip("polars")
+    duckdb = pytest.importorskip("duckdb")
+    run(BuildConfig(skeletons=(ntu_folder(NAMES),), out=tmp_path / "out"))
+    path = tmp_path / "out" / "part-00000.arrow"
+    frame = polars.read_ipc_stream(path)
+    assert frame["sample_id"].to_list() == sorted(NAMES)
+    assert frame["joints"].list.len().to_list() == [6 * 25 * 3] * 12
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        rows = reader.read_all()  # duckdb finds it by its name
+    assert rows.num_rows == 12
+    found = duckdb.sql("select count(*) from rows where subject_id = 1").fetchall()
+    assert found == [(6,)]
 
 
 def test_real_nwucla_zip_gives_its_1484_clips(shared, tmp_path):

@@ -94,6 +94,7 @@ def test_an_unknown_protocol_names_those_there_are():
 
 def test_ids_of_a_row_equal_ids_of_its_name():
     row = {
+        "sample_id": "S001C002P003R002A013",
         "dataset": "ntu", "action_id": 13, "subject_id": 3, "camera_id": 2, "setup_id": 1,
         "repetition_id": 2,
     }  # fmt: skip
@@ -117,7 +118,7 @@ def test_a_file_without_names_is_refused(tmp_path):
         read_names(tmp_path / "absent.txt")
     broken = tmp_path / "names.gz"
     broken.write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match="not a text file of names"):
+    with pytest.raises(ValueError, match="not a text file with one sample name"):
         read_names(broken)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from datasets_build import schema
-from datasets_build.joints import skeleton_named
+from datasets_build.joints import NTU_25, Skeleton, skeleton_named
 from datasets_build.manifest import fingerprint, write_json
 from datasets_build.shards import index_entries, write_shard
 from training.config import TrainConfig
@@ -81,7 +81,20 @@ def build_dataset(
                 if change is not None:
                     change(row)
                 rows.append(row)
-    rows.sort(key=lambda row: row[schema.SAMPLE_ID])
+    classes = [(ACTION_IDS[kind], NAMES[kind]) for kind in order]
+    return write_dataset(folder, rows, family="ntu", skeleton=NTU_25, classes=classes)
+
+
+def write_dataset(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    *,
+    family: str,
+    skeleton: Skeleton,
+    classes: Sequence[tuple[int, str]],
+) -> Path:
+    """Two parts and dataset.json of rows of DATASET_SCHEMA; classes are (action_id, name)."""
+    rows = sorted(rows, key=lambda row: row[schema.SAMPLE_ID])
     folder.mkdir(parents=True, exist_ok=True)
     half = len(rows) // 2
     shards = [
@@ -91,13 +104,13 @@ def build_dataset(
         for i, part in enumerate((rows[:half], rows[half:]))
     ]
     record = {
-        "schema_version": schema.SCHEMA_VERSION,
+        "schema_version": schema.DATASET_SCHEMA_VERSION,
         "name": "small",
-        "format": "ntu",
-        "skeleton": "ntu-25",
+        "family": family,
+        "skeleton": skeleton.as_json(),
         "classes": [
-            {"label": i, "action_id": ACTION_IDS[kind], "name": NAMES[kind]}
-            for i, kind in enumerate(order)
+            {"label": label, "action_id": action_id, "name": name}
+            for label, (action_id, name) in enumerate(classes)
         ],
         "options": {"bodies": {"second_body": "original"}},
         "counts": {"num_rows": len(rows), "num_captions": 0},
@@ -153,6 +166,11 @@ def language_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_dataset() -> Callable[..., Path]:
     return build_dataset
+
+
+@pytest.fixture
+def write_rows() -> Callable[..., Path]:
+    return write_dataset
 
 
 @pytest.fixture

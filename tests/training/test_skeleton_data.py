@@ -14,7 +14,8 @@ from datasets_build.dataset import joints_of, open_dataset
 from datasets_build.joints import NTU_25
 from datasets_build.protocols import protocol_named
 from training.config import DataConfig
-from training.skeleton_data import SkeletonStore, load_split, one_clip, training_problems
+from training.loading import load_split, one_clip
+from training.skeleton_data import SkeletonStore, training_problems
 from training.streams import apply_stream
 from training.transforms import NTU_DRAWS, ntu_view, sample_draws, sample_key
 

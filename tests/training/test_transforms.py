@@ -172,6 +172,20 @@ def test_the_ntu_rotation_is_z_after_y_after_x():
     torch.testing.assert_close(view, want, rtol=1e-5, atol=1e-5)
 
 
+def test_the_ntu_rotation_turns_coordinates_only():
+    x, lengths = ragged([100, 60])
+    scored = torch.cat((x, x[..., :1].abs()), dim=-1)  # x, y, z, score
+    draws = sample_draws(0, 0, keys(2), NTU_DRAWS)
+    turned = ntu_view(x, lengths, training=True, draws=draws)
+    view = ntu_view(scored, lengths, training=True, draws=draws)
+    torch.testing.assert_close(view[..., :3], turned, rtol=0, atol=0)
+    cut = ntu_view(scored, lengths, training=True, draws=draws, joint_dims=2)  # not turned at all
+    torch.testing.assert_close(view[..., 3], cut[..., 3], rtol=0, atol=0)
+    assert not torch.allclose(cut[..., :3], turned)
+    still = ntu_view(x, lengths, training=True, draws=draws, rotation_rad=0.0)
+    torch.testing.assert_close(cut[..., :3], still)
+
+
 def test_training_crops_stay_inside_the_clip_and_keep_at_least_half():
     """Time itself as the coordinate shows which frames a crop covers."""
     lengths = torch.tensor([300, 200, 129, 64, 63, 10, 1])
@@ -180,7 +194,7 @@ def test_training_crops_stay_inside_the_clip_and_keep_at_least_half():
         x[i, :, length:] = math.nan
     for epoch in range(40):
         draws = sample_draws(0, epoch, keys(7), NTU_DRAWS)
-        view = ntu_view(x, lengths, training=True, draws=draws)[:, 0, :, 0, 0]
+        view = ntu_view(x, lengths, training=True, draws=draws, joint_dims=1)[:, 0, :, 0, 0]
         assert torch.isfinite(view).all()
         assert (view[:, 0] >= 0).all()
         assert (view[:, -1] <= lengths - 1).all()

@@ -63,7 +63,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's users know
 from torch import Tensor, nn
 
-from datasets_build.joints import skeleton_named
+from datasets_build.joints import Skeleton, skeleton_named
 from training.graph import adjacency
 
 Spatial = Literal["ctr", "lse", "gsm", "both"]
@@ -530,9 +530,9 @@ class HGLNet(nn.Module):
 
     Args:
         num_classes: classes of the head.
-        skeleton: the joint layout (datasets_build/joints.py).
+        skeleton: the joint layout or its name (datasets_build/joints.py).
         num_bodies: M; None: the layout's own number.
-        in_channels: coordinates a joint.
+        in_channels: numbers a joint: its coordinates and, where the layout has one, its score.
         base_channels: width of the first four blocks, a multiple of 4; the features are 4 times as
             wide. 64 as the parents.
         spatial: which topologies CTS has: "both", "gsm" or "lse" alone, or CTR-GCN's ("ctr").
@@ -556,7 +556,7 @@ class HGLNet(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        skeleton: str = "ntu-25",
+        skeleton: str | Skeleton = "ntu-25",
         *,
         num_bodies: int | None = None,
         in_channels: int = 3,
@@ -591,14 +591,14 @@ class HGLNet(nn.Module):
         if not 1 <= num_heads_gsm <= layout.num_joints:
             raise ValueError(
                 f"num_heads_gsm is {num_heads_gsm}; choose 1 to {layout.num_joints}, "
-                f"the joints of {skeleton!r}"
+                f"the joints of {layout.name!r}"
             )
         graph = adjacency(layout)  # (3, V, V)
         if num_subsets == 1:
             graph = (graph.sum(dim=0, keepdim=True) > 0).float()
             graph = graph / graph.sum(dim=1, keepdim=True)
 
-        self.skeleton = skeleton
+        self.skeleton = layout.name
         self.num_classes = num_classes
         self.num_bodies = num_bodies or layout.num_bodies
         self.num_joints = layout.num_joints
@@ -643,12 +643,12 @@ class HGLNet(nn.Module):
             x: (N, M, T, V, C).
 
         Raises:
-            ValueError: other bodies, joints or coordinates than the model was made for.
+            ValueError: other bodies, joints or channels than the model was made for.
         """
         N, M, T, V, C = x.shape
         if (self.num_bodies, self.num_joints, self.in_channels) != (M, V, C):
             raise ValueError(
-                f"a batch of {M} bodies, {V} joints and {C} coordinates was given to a model of "
+                f"a batch of {M} bodies, {V} joints and {C} channels was given to a model of "
                 f"{self.num_bodies}, {self.num_joints} and {self.in_channels} ({self.skeleton}); "
                 "use the layout and the number of bodies that the data set has"
             )

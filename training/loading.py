@@ -1,0 +1,332 @@
+"""Splits of a data set read into SkeletonStores; captions of the training split alone.
+
+Letters: M bodies, T frames, V joints, C channels, R rows of the store.
+
+A store holds coordinates relative to something of the clip's own (coordinates.py). All else that a
+view does follows batch by batch (transforms.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from datasets_build import schema
+from datasets_build.bodies import SecondBody
+from datasets_build.dataset import SkeletonDataset, joints_of_table
+from datasets_build.joints import Skeleton
+from datasets_build.protocols import GENERIC, Protocol, Split
+from training.config import DataConfig
+from training.coordinates import relative_joints
+from training.skeleton_data import SkeletonStore
+
+_ID_COLUMNS = (
+    schema.SAMPLE_ID,
+    schema.DATASET,
+    schema.LABEL,
+    schema.ACTION_ID,
+    schema.SETUP_ID,
+    schema.CAMERA_ID,
+    schema.SUBJECT_ID,
+    schema.REPETITION_ID,
+    schema.NUM_FRAMES,
+    schema.NUM_BODIES,
+)
+_CLIP_COLUMNS = (
+    schema.SAMPLE_ID,
+    schema.NUM_FRAMES,
+    schema.NUM_BODIES,
+    schema.IMAGE_WIDTH,
+    schema.IMAGE_HEIGHT,
+    schema.JOINTS,
+)
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """A sample of a split: its label (0-based), T and M."""
+
+    label: int
+    num_frames: int
+    num_bodies: int
+
+
+def load_split(
+    dataset: SkeletonDataset,
+    protocol: Protocol,
+    split: Split,
+    config: DataConfig,
+    *,
+    device: torch.device,
+    with_captions: bool = False,
+    prompt_ids: Sequence[str] = (),
+    sample_ids: Sequence[str] | None = None,
+) -> SkeletonStore:
+    """Read one split of a data set, once.
+
+    Args:
+        dataset: the opened data set.
+        protocol: what splits it.
+        split: "train", "test", or "exemplar" (one-shot protocols).
+        config: view, stream, where the joints lie.
+        device: where batches are made.
+        with_captions: also read the captions; for the training split only.
+        prompt_ids: only captions of these prompts; empty: all.
+        sample_ids: only these samples.
+
+    Raises:
+        ValueError: the split is empty, the view is not for this layout, joints are not finite or
+            have no image size.
+    """
+    assert split == "train" or not with_captions, "captions of test samples are never read"
+    index = read_index(dataset, protocol, split, view=config.view, sample_ids=sample_ids)
+    num_rows = sum(entry.num_bodies * entry.num_frames for entry in index.values())
+    shape = (num_rows, dataset.skeleton.num_joints, dataset.skeleton.num_channels)
+    rows = _empty_rows(shape, config.resident_gib)
+    target = rows if isinstance(rows, np.memmap) else rows.numpy()
+    texts: dict[str, list[str]] = {}
+    at = 0
+    columns = [*_CLIP_COLUMNS, schema.CAPTIONS] if with_captions else list(_CLIP_COLUMNS)
+    for table in _tables_of(dataset, index, columns):
+        for clip in _relative_clips(table, dataset, config.view):
+            count = clip.shape[0] * clip.shape[1]
+            target[at : at + count] = clip.reshape(count, *shape[1:])
+            at += count
+        if with_captions:
+            texts |= _captions(table, prompt_ids)
+    assert at == num_rows, "the parts hold other rows than their ids say"
+    return _store(
+        rows,
+        index,
+        skeleton=dataset.skeleton,
+        config=config,
+        second_body=dataset.second_body_for(protocol),
+        device=device,
+        texts=[texts[name] for name in index] if with_captions else None,
+    )
+
+
+def part_stores(
+    dataset: SkeletonDataset,
+    protocol: Protocol,
+    index: Mapping[str, SplitEntry],
+    config: DataConfig,
+    *,
+    device: torch.device,
+) -> Iterator[SkeletonStore]:
+    """The samples of an index in stores of one part each: a pass that holds no more than a part.
+
+    Args:
+        dataset: the opened data set.
+        protocol: what split it.
+        index: from `read_index`; the stores hold its samples in its order.
+        config: view and stream.
+        device: where batches are made.
+
+    Raises:
+        ValueError: joints are not finite or have no image size.
+    """
+    for table in _tables_of(dataset, index, list(_CLIP_COLUMNS)):
+        clips = [
+            clip.reshape(-1, *clip.shape[2:])  # (M*T, V, C)
+            for clip in _relative_clips(table, dataset, config.view)
+        ]
+        yield _store(
+            torch.from_numpy(np.concatenate(clips)),  # (R, V, C)
+            {name: index[name] for name in table[schema.SAMPLE_ID].to_pylist()},
+            skeleton=dataset.skeleton,
+            config=config,
+            second_body=dataset.second_body_for(protocol),
+            device=device,
+        )
+
+
+def read_index(
+    dataset: SkeletonDataset,
+    protocol: Protocol,
+    split: Split,
+    *,
+    view: str,
+    sample_ids: Sequence[str] | None = None,
+) -> dict[str, SplitEntry]:
+    """The samples of a split by sample_id, in the order of the parts; no joint is read.
+
+    Args:
+        dataset: the opened data set.
+        protocol: what splits it.
+        split: "train", "test" or "exemplar".
+        view: that the samples are meant for.
+        sample_ids: only these samples.
+
+    Raises:
+        ValueError: the split is empty, or protocol or view are not for this data set.
+    """
+    dataset.check_protocol(protocol)
+    _check_view(dataset.skeleton, view)
+    wanted = None if sample_ids is None else set(sample_ids)
+    index: dict[str, SplitEntry] = {}
+    for table in dataset.tables(list(_ID_COLUMNS)):
+        for row in table.to_pylist():
+            name = row[schema.SAMPLE_ID]
+            if protocol.split_of_row(row) != split or (wanted is not None and name not in wanted):
+                continue
+            if name in index:
+                raise ValueError(f"{dataset.folder} holds sample {name} twice; build it anew")
+            index[name] = SplitEntry(
+                row[schema.LABEL], row[schema.NUM_FRAMES], row[schema.NUM_BODIES]
+            )
+    if not index:
+        raise ValueError(
+            f"{dataset.folder} has no {split} sample under protocol {protocol.name} "
+            f"({protocol.rule}); choose another protocol or add samples"
+        )
+    return index
+
+
+def one_clip(
+    joints: np.ndarray,
+    *,
+    name: str,
+    skeleton: Skeleton,
+    config: DataConfig,
+    second_body: SecondBody,
+    device: torch.device,
+    family: str = GENERIC,
+    image_size: tuple[int, int] | None = None,
+) -> SkeletonStore:
+    """A store of a single clip that is in no data set; its label is 0 and means nothing.
+
+    Args:
+        joints: (M, T, V, C), T >= 1, as a data set holds it.
+        name: stands for the sample_id.
+        skeleton: the layout.
+        config: view, stream, frames.
+        second_body: what stands for a body that was not seen.
+        device: where batches are made.
+        family: see `relative_joints`.
+        image_size: see `relative_joints`.
+
+    Raises:
+        ValueError: the view is not for this layout, or a 2-D clip has no image size.
+    """
+    _check_view(skeleton, config.view)
+    clip = relative_joints(
+        joints,
+        name=name,
+        skeleton=skeleton,
+        family=family,
+        view=config.view,
+        image_size=image_size,
+    )
+    return _store(
+        torch.from_numpy(clip).flatten(0, 1),  # (R, V, C)
+        {name: SplitEntry(0, clip.shape[1], clip.shape[0])},
+        skeleton=skeleton,
+        config=config,
+        second_body=second_body,
+        device=device,
+    )
+
+
+def _check_view(skeleton: Skeleton, view: str) -> None:
+    """Refuse the NW-UCLA view for layouts that it is not made for.
+
+    Raises:
+        ValueError: it is such a layout.
+    """
+    is_fit = skeleton.num_bodies == 1 and skeleton.joint_dims == skeleton.num_channels == 3
+    if view == "ucla" and not is_fit:
+        raise ValueError(
+            f'view "ucla" is for one body with 3 coordinates a joint, layout {skeleton.name} has '
+            f"{skeleton.num_bodies} bodies with {skeleton.joint_dims} coordinates"
+            f'{" and a score" if skeleton.has_score else ""}; use view "ntu"'
+        )
+
+
+def _store(
+    rows: Tensor | np.memmap,
+    index: Mapping[str, SplitEntry],
+    *,
+    skeleton: Skeleton,
+    config: DataConfig,
+    second_body: SecondBody,
+    device: torch.device,
+    texts: Sequence[Sequence[str]] | None = None,
+) -> SkeletonStore:
+    entries = index.values()
+    return SkeletonStore(
+        rows,
+        sample_ids=list(index),
+        labels=np.array([entry.label for entry in entries]),
+        num_frames=np.array([entry.num_frames for entry in entries]),
+        num_bodies=np.array([entry.num_bodies for entry in entries]),
+        skeleton=skeleton,
+        config=config,
+        second_body=second_body,
+        device=device,
+        texts=texts,
+    )
+
+
+def _empty_rows(shape: tuple[int, int, int], resident_gib: float) -> Tensor | np.memmap:
+    """Room for the rows (R, V, C) of a split: in memory, or in an unnamed file where too large."""
+    if 4 * shape[0] * shape[1] * shape[2] <= resident_gib * 2**30:
+        return torch.empty(shape)
+    with tempfile.TemporaryFile(prefix="hoc-joints-") as file:  # the map keeps it alive
+        return np.memmap(file, np.float32, mode="w+", shape=shape)
+
+
+def _tables_of(
+    dataset: SkeletonDataset, index: Mapping[str, SplitEntry], columns: list[str]
+) -> Iterator[pa.Table]:
+    """The rows of an index, part by part; parts without any are passed over."""
+    for table in dataset.tables(columns):
+        table = table.filter([name in index for name in table[schema.SAMPLE_ID].to_pylist()])
+        if table.num_rows:
+            yield table
+
+
+def _relative_clips(table: pa.Table, dataset: SkeletonDataset, view: str) -> Iterator[np.ndarray]:
+    """`relative_joints` of every row of a table, one by one.
+
+    Raises:
+        ValueError: joints are not finite, or have no image size.
+    """
+    names = table[schema.SAMPLE_ID].to_pylist()
+    clips = joints_of_table(table, dataset.skeleton)
+    widths, heights = (
+        table[column].to_pylist() for column in (schema.IMAGE_WIDTH, schema.IMAGE_HEIGHT)
+    )
+    for name, clip, width, height in zip(names, clips, widths, heights, strict=True):
+        if not np.isfinite(clip).all():
+            raise ValueError(
+                f"sample {name} of {dataset.folder} has joints that are not numbers; build the "
+                "data set anew with `hoc build-dataset`"
+            )
+        yield relative_joints(
+            clip,
+            name=name,
+            skeleton=dataset.skeleton,
+            family=dataset.family,
+            view=view,
+            image_size=(width, height) if width and height else None,
+        )
+
+
+def _captions(table: pa.Table, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The captions of every row of a table, of the chosen prompts or of all."""
+    names, captions = (table[column].to_pylist() for column in (schema.SAMPLE_ID, schema.CAPTIONS))
+    return {
+        name: [
+            entry[schema.TEXT]
+            for entry in entries
+            if not prompt_ids or entry[schema.PROMPT_ID] in prompt_ids
+        ]
+        for name, entries in zip(names, captions, strict=True)
+    }
