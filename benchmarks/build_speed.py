@@ -145,7 +145,7 @@ def build(source: Path, out: Path, workers: int) -> None:
     """A whole build in a process of its own."""
     shutil.rmtree(out, ignore_errors=True)
     command = hoc(source, out, "--workers", str(workers))
-    done = subprocess.run(command, env=hoc_environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=hoc_environment(), capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
 
@@ -223,7 +223,11 @@ def measure_memory(work: Path, count: int) -> dict[str, object]:
     began = time.perf_counter()
     command = hoc(source, out, "--json")
     process = subprocess.Popen(
-        command, env=hoc_environment(), stdout=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=hoc_environment(),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     peaks: dict[int, int] = {}
     highest_sum = 0

@@ -4,12 +4,12 @@
 
 Each round starts `hoc build-dataset` with two workers, kills it once, and runs the same command
 again at once until it ends: part files, left_out.parquet, README.md and dataset.json (without
-"environment") must be those of a build that nobody disturbed, and no other file may be left. Some
-of the source files are broken, so that parts are made anew for them and the list has lines. One
-round in five kills while the build is planned (once it lists the source, before the journal is
-there), one in five between the last part and dataset.json; the others kill at moments spread over
-the whole build. In turn the whole process group is killed, the parent alone, or one worker alone
-(the parent while there is no worker).
+"environment") must be those of a build that nobody disturbed, and no other file may be left. A
+build that hangs for two minutes is counted as a failure, too. Some of the source files are broken,
+so that parts are made anew for them and the list has lines. One round in five kills while the build
+is planned (from its first look into the source), one in five between the last part and
+dataset.json; the others kill at moments spread over the whole build. In turn the whole process
+group is killed, the parent alone, or one worker alone (the parent while there is no worker).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -30,10 +31,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_speed import hoc, hoc_environment, make_set, processes_of  # beside this program
+from build_speed import ROOT, hoc, hoc_environment, make_set, processes_of  # beside this program
 
 ROWS_A_PART = 512  # the default
 WHO = ("group", "parent", "worker")
+MAX_S = 120.0  # for a build to end, and for one that lost a worker to notice
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Build:
         options = ["--name", "killed", "--workers", "2", "--allow", "unreadable"]
         return subprocess.Popen(
             hoc(self.source, self.out, *options),
+            cwd=ROOT,
             env=hoc_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -74,17 +77,16 @@ class Build:
 
     def stage(self) -> Stage:
         """What the folder tells."""
-        journal = self.out / "build-journal.jsonl"
         try:
-            num_lines = journal.read_bytes().count(b"\n")
+            journal = (self.out / "build-journal.jsonl").read_bytes()
         except OSError:
-            num_lines = 0
-        num_parts = max(0, num_lines - 1)
+            journal = b""
+        num_parts = len(set(re.findall(rb'"number": (\d+)', journal)))
         if (self.out / "dataset.json").is_file():
             return Stage("dataset.json written", num_parts)
         if num_parts == self.num_parts:
             return Stage("after the last part", num_parts)
-        if num_lines:
+        if (self.out / "left_out.parquet").is_file():  # written once the plan is made
             return Stage("reading skeletons", num_parts)
         return Stage("starting or planning", 0)
 
@@ -132,6 +134,16 @@ def has_open(pid: int, folder: Path) -> bool:
         return False
 
 
+def ended(process: subprocess.Popen[str]) -> str | None:
+    """Wait for a build: what it says on stderr, None where it hung and had to be killed."""
+    try:
+        return process.communicate(timeout=MAX_S)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return None
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Look every millisecond, as long as the process lives."""
     while process.poll() is None and not condition():
@@ -140,8 +152,11 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 def killed_once(
     build: Build, number: int, *, duration_s: float, rng: random.Random
-) -> tuple[str, Stage] | None:
-    """Start and kill a build: who was killed and when; None where it ended before."""
+) -> tuple[str, Stage, bool] | None:
+    """Start and kill a build: who was killed, when, and whether the rest of it hung.
+
+    None where it ended before it was killed.
+    """
     process = build.start()
     if number % 5 == 0:
         wait_until(lambda: has_open(process.pid, build.source), process)
@@ -156,16 +171,18 @@ def killed_once(
         return None
     who = kill(process, WHO[number % len(WHO)], rng)
     stage = build.stage()
-    process.communicate()  # a parent that lost a worker says so and ends
     if number % 5 == 0 and stage.name == "starting or planning":
         stage = Stage("planning", 0)
-    return (who, stage) if process.returncode else None
+    has_hung = ended(process) is None  # a parent that lost a worker says so and ends
+    return (who, stage, has_hung) if process.returncode else None
 
 
 def finished(build: Build) -> str | None:
     """Run the command until it ends; what went wrong, None if nothing."""
     process = build.start()
-    _, errors = process.communicate()
+    errors = ended(process)
+    if errors is None:
+        return "hung"
     return f"exit {process.returncode}: {errors[-500:]}" if process.returncode else None
 
 
@@ -202,19 +219,21 @@ def main() -> None:
                 build.out.mkdir(exist_ok=True)
                 continue
             num_kills += 1
-            who, stage = killed
+            who, stage, has_hung = killed
             wrong = finished(build)
             content = build.content()
             names = {
                 n for n in content.keys() | expected.keys() if content.get(n) != expected.get(n)
             }
             verdict = wrong or (f"other bytes: {sorted(names)}" if names else "same bytes")
+            if has_hung:
+                verdict = f"hung after the kill; then {verdict}"
             print(f"{num_kills:3} {who:7} {stage!s:50} {verdict}", flush=True)
             stages[f"{stage.name}, {who}"] += 1
             if verdict != "same bytes":
                 problems.append(verdict)
     print(json.dumps({"kills": num_kills, "ended before": num_too_late, **stages}, indent=2))
-    print(f"builds that ended with other bytes: {len(problems)}")
+    print(f"builds that hung, failed or ended with other bytes: {len(problems)}")
     sys.exit(bool(problems))
 
 

@@ -163,6 +163,9 @@ def build_dataset(
         typer.Option(help="Reason for which samples may be left out, e.g. no-caption; repeatable."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a CPU.")] = None,
+    shard_rows: Annotated[
+        int, typer.Option(help="Samples a part file; fewer need less memory.")
+    ] = 512,
     json_output: JsonOption = False,
 ) -> None:
     """Join skeletons, captions and protocol facts into one data set.
@@ -195,6 +198,7 @@ def build_dataset(
         "frame_tolerance": None if frame_tolerance < 0 else frame_tolerance,
         "use_missing_list": missing_list,
         "workers": workers,
+        "shard_rows": shard_rows,
     }
     bodies = {
         "keep_gaps": keep_gaps,

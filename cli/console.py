@@ -176,7 +176,7 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, numeric: int = 0
 ) -> None:
     """A table on standard output; the last `numeric` columns are right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
     for index, name in enumerate(columns):
         is_number = index >= len(columns) - numeric
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")

@@ -33,10 +33,15 @@ def export(
         ),
     ] = None,
     stream: Annotated[
-        str,
-        typer.Option(help="inputs: joint, bone, bone2, joint-motion, bone-motion or bone2-motion."),
-    ] = "joint",
-    split: Annotated[str, typer.Option(help="inputs: test or train (in its test view).")] = "test",
+        str | None,
+        typer.Option(
+            help="inputs: joint (default), bone, bone2, joint-motion, bone-motion or bone2-motion."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="inputs: test (default), train (in its test view) or exemplar."),
+    ] = None,
     view: Annotated[
         str | None, typer.Option(help="inputs: ntu or ucla; default: the data set's.")
     ] = None,
@@ -62,7 +67,16 @@ def export(
     if format not in FORMATS:
         given = f"--format {format!r} is not known" if format else "--format is missing"
         raise ValueError(f"{given}; choose one of {', '.join(FORMATS)}")
+    if format != "inputs":
+        only = {"--stream": stream, "--split": split, "--view": view, "--frames": num_frames}
+        idle = [option for option, value in only.items() if value is not None]
+        if idle:
+            raise ValueError(f"{idle[0]} is for --format inputs; {format} holds joints of all")
+    stream, split = stream or "joint", split or "test"
     dataset = open_dataset(data or data_option)  # type: ignore[arg-type]
+    if out is not None:
+        _check_place(out, dataset.folder, suffix=".pkl" if format == "pyskl-pkl" else ".npz")
+    stem = dataset.name.replace("/", "-")
     protocols = [dataset.protocol(name) for name in protocol or []]
     if format != "pyskl-pkl" and len(protocols) != 1:
         raise ValueError(
@@ -73,18 +87,18 @@ def export(
         if format == "ctrgcn-npz":
             from datasets_build.ctrgcn import export_ctrgcn
 
-            path = out or Path(f"{dataset.name}-{protocols[0].name}.npz")
+            path = out or Path(f"{stem}-{protocols[0].name}.npz")
             summary = export_ctrgcn(dataset, path, protocol=protocols[0], progress=progress)
         elif format == "pyskl-pkl":
             from datasets_build.pyskl import export_pyskl
 
-            path = out or Path(f"{dataset.name}.pkl")
+            path = out or Path(f"{stem}.pkl")
             protocols = protocols or dataset.main_protocols()
             summary = export_pyskl(dataset, path, protocols=protocols, progress=progress)
         else:
             from training.inputs import export_inputs
 
-            path = out or Path(f"{dataset.name}-{protocols[0].name}-{split}-{stream}.npz")
+            path = out or Path(f"{stem}-{protocols[0].name}-{split}-{stream}.npz")
             summary = export_inputs(
                 dataset,
                 path,
@@ -104,3 +118,17 @@ def export(
     for note in summary.notes:
         console.out.print(note, markup=False)
     console.print_paths({format: summary.path})
+
+
+def _check_place(out: Path, folder: Path, *, suffix: str) -> None:
+    """Refuse a place inside the data set, or a name that the format's readers do not take.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if folder.resolve() in out.resolve().parents:
+        raise ValueError(f"--out {out} lies in the data set {folder}; give another place")
+    if out.suffix != suffix or out.is_dir():
+        raise ValueError(f"--out {out}: give a file whose name ends in {suffix}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: the folder {out.parent} does not exist; make it")

@@ -128,7 +128,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise  # an exit code that the command chose
         except KeyboardInterrupt:
             _fail(
-                "stopped by Ctrl-C. What was finished is kept; the same command again goes on.",
+                "stopped by Ctrl-C. The same command again goes on from what was finished.",
                 exit_code=130,
             )
         except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:

@@ -30,6 +30,10 @@ def protocols(
     from datasets_build.protocols import PROTOCOLS, read_names, split_counts
 
     listed = [*PROTOCOLS.values(), *(read_protocol(path) for path in files or [])]
+    titles = [protocol.name for protocol in listed]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice:
+        raise ValueError(f"two protocols are called {twice[0]!r}; give one of them another name")
     counts = {}
     if names:
         counted = split_counts(read_names(names), protocols=listed, use_missing_list=missing_list)

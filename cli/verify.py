@@ -64,9 +64,8 @@ def _check(folder: Path) -> tuple[str, list[str]]:
         raise FileNotFoundError(f"{folder} is not a folder; give a caption run or a data set")
     if (folder / "dataset.json").is_file():
         from datasets_build.dataset import open_dataset
-        from datasets_build.shards import check_shards
 
-        return "data set", check_shards(folder, open_dataset(folder).shards)
+        return "data set", open_dataset(folder).problems()
     if (folder / "manifest.json").is_file() or (folder / "plan.json").is_file():
         from captioning.from_text import is_text_run, verify_text
         from captioning.verify import verify as verify_captions

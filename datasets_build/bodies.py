@@ -24,6 +24,7 @@ from datasets_build.sources import ClipError
 
 NUM_ACTORS = 2
 SecondBody = Literal["zeros", "copy"]
+SecondBodyPolicy = Literal["original", "zeros", "copy"]
 
 
 class BodySettings(Settings):
@@ -45,7 +46,7 @@ class BodySettings(Settings):
     spread_ratio: float = Field(default=0.8, gt=0)
     noisy_share: float = Field(default=0.69754, gt=0)
     keep_gaps: bool = False
-    second_body: Literal["original", "zeros", "copy"] = "original"
+    second_body: SecondBodyPolicy = "original"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,13 @@ def select_bodies(recording: Recording, settings: BodySettings) -> np.ndarray:
     Raises:
         ClipError: reason no_body_left or body_repeated.
     """
+    joints = _selected(recording, settings)
+    if not joints[0].any():
+        raise ClipError("no_body_left", "every joint of the main body lies at 0, 0, 0")
+    return joints
+
+
+def _selected(recording: Recording, settings: BodySettings) -> np.ndarray:
     actors, num_frames = _on_time_line(recording.bodies, keep_gaps=settings.keep_gaps)
     if len(actors) == 1:
         return _placed(actors, num_frames)  # one id: no denoising at all
@@ -104,12 +112,14 @@ def select_bodies(recording: Recording, settings: BodySettings) -> np.ndarray:
     return joints[:, is_seen]
 
 
-def centred(joints: np.ndarray, *, centre: int = 1) -> np.ndarray:
+def centred(joints: np.ndarray, *, centre: int = 1, as_original: bool = False) -> np.ndarray:
     """Coordinates relative to the middle of the spine of body 1 in its first frame.
 
     Args:
         joints: (M, T, V, C).
         centre: index of the joint that becomes the origin.
+        as_original: put only those frames back to zero that CTR-GCN's seq_transformation does: of
+            clips with two bodies, where the body's numbers sum to 0.
 
     Returns:
         (M, T, V, C), same dtype; a body's all-zero frames stay zero. A clip without any frame of
@@ -117,6 +127,9 @@ def centred(joints: np.ndarray, *, centre: int = 1) -> np.ndarray:
     """
     is_seen: np.ndarray = (joints != 0).any(axis=(2, 3))  # (M, T)
     first = np.flatnonzero(is_seen[0])
+    if as_original:
+        has_sum = joints.reshape(*joints.shape[:2], -1).sum(axis=2) != 0
+        is_seen = has_sum if len(joints) == NUM_ACTORS else np.ones_like(is_seen)
     if not first.size:
         return joints.copy()
     origin = joints[0, first[0], centre]  # (C,)
@@ -139,6 +152,8 @@ def _on_time_line(tracks: tuple[BodyTrack, ...], *, keep_gaps: bool) -> tuple[li
     The original's time line has only the frames that show a body, and a body that returns goes on
     right after its last frame.
     """
+    if any((np.diff(track.frames) == 0).any() for track in tracks):
+        raise ClipError("body_repeated", "a body id stands more than once in one frame")
     kept = np.unique(np.concatenate([track.frames for track in tracks]))  # frames with a body
     if keep_gaps:
         num_frames = int(kept[-1] - kept[0]) + 1
@@ -150,8 +165,6 @@ def _on_time_line(tracks: tuple[BodyTrack, ...], *, keep_gaps: bool) -> tuple[li
             start + np.arange(len(track.frames))
             for start, track in zip(starts, tracks, strict=True)
         ]
-        if any(int(p[-1]) >= num_frames for p in positions):
-            raise ClipError("body_repeated", "a body id stands more than once in one frame")
     has_rivals = len(tracks) > 1
     actors = [
         _Actor(track.joints, where, _motion(track.joints) if has_rivals else 0.0)

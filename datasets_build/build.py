@@ -18,42 +18,29 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from datasets_build import schema
-from datasets_build.build_journal import BuildJournal, refuse_other_request
-from datasets_build.caption_runs import Caption
-from datasets_build.card import write_card
+from datasets_build.build_journal import BuildJournal
+from datasets_build.build_record import (
+    JOURNAL_FILE,
+    LEFT_OUT_FILE,
+    finished_before,
+    refuse_strange_folder,
+    write_left_out,
+    write_record,
+)
 from datasets_build.config import BuildConfig
-from datasets_build.dataset import DATASET_FILE, MADE_BY
 from datasets_build.inventory import taken_inventory
 from datasets_build.join import LeftOut, Plan, make_plan
-from datasets_build.manifest import (
-    environment,
-    fingerprint,
-    read_json,
-    sha256_bytes,
-    sha256_file,
-    write_bytes_atomic,
-    write_json,
-)
 from datasets_build.packed import PackedSource
 from datasets_build.parts import PartJob, PartResult, build_part
 from datasets_build.progress import Progress, SilentProgress
-from datasets_build.protocol_files import FOLDER as PROTOCOLS_FOLDER
-from datasets_build.protocol_files import write_protocol
-from datasets_build.protocols import PROTOCOLS, SplitCounts, count_splits
-from datasets_build.shards import index_entries
-
-LEFT_OUT_FILE = "left_out.parquet"
-HELD_OUT_FILE = "held-out-captions.parquet"
-JOURNAL_FILE = "build-journal.jsonl"
+from datasets_build.protocols import SplitCounts
 
 _NUM_NAMED = 5  # ids that an error message shows of each kind
 
@@ -104,34 +91,36 @@ def run(config: BuildConfig, progress: Progress | None = None) -> BuildSummary:
     progress = progress or SilentProgress()
     started = time.monotonic()
     progress.start("listing skeletons and captions", None)
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"{config.out} is a file; give a folder for the data set with --out")
+    refuse_strange_folder(config.out, config.skeletons)
     with taken_inventory(config) as inventory:
         plan = make_plan(config, inventory)
-        request = _request(config, plan)
-        record = _finished_before(config.out, request)
-        if record is not None:
+        jobs = _jobs(config, plan)
+        record = finished_before(config, plan, jobs)
+        if record is None:
+            config.out.mkdir(parents=True, exist_ok=True)
+            with BuildJournal(config.out / JOURNAL_FILE) as journal:
+                record = finished_before(config, plan, jobs)  # by another process, meanwhile
+                num_kept = len(jobs)
+                if record is None:
+                    record, num_kept = _build(config, plan, jobs, journal, progress)
+                journal.remove()
+        else:
             progress.message(f"{config.out} is already built from the same input; nothing to do")
             progress.finish()
             num_kept = len(record["shards"])
-        else:
-            config.out.mkdir(parents=True, exist_ok=True)
-            with BuildJournal(config.out / JOURNAL_FILE, request) as journal:
-                record, num_kept = _build(config, plan, request, journal, progress)
-                journal.remove()
+            (config.out / JOURNAL_FILE).unlink(missing_ok=True)  # a kill can have left it
     return _summary(config.out, record, num_kept=num_kept, started=started)
 
 
 def _build(
     config: BuildConfig,
     plan: Plan,
-    request: dict[str, Any],
+    jobs: Sequence[PartJob],
     journal: BuildJournal,
     progress: Progress,
 ) -> tuple[dict[str, Any], int]:
     """Make the parts that are wanting and the record; the record and the number of parts kept."""
     _refuse(config, plan.left_out)
-    jobs = _jobs(config, plan)
     results = journal.finished_parts(jobs)
     num_kept = len(results)
     progress.start("reading skeletons", len(plan.samples))
@@ -153,91 +142,41 @@ def _build(
             f"no sample is left to build {config.name!r} from: {_kinds(left_out)}; "
             f"the reasons are in {config.out / LEFT_OUT_FILE}"
         )
-    record = _record(config, plan, request, parts, left_out)
-    if plan.held_out:
-        write_held_out(config.out / HELD_OUT_FILE, plan.held_out)
-    for protocol in plan.protocols:
-        if protocol.name not in PROTOCOLS:
-            write_protocol(config.out / PROTOCOLS_FOLDER, protocol)
-    write_card(config.out, record)
-    write_json(config.out / DATASET_FILE, record)
-    return record, num_kept
+    _refuse_empty_classes(config, plan, parts)
+    return write_record(config, plan, jobs, parts, left_out), num_kept
 
 
-def _request(config: BuildConfig, plan: Plan) -> dict[str, Any]:
-    """What decides the rows: two builds with equal requests give equal part files."""
-    inventory = plan.inventory
-    return {
-        "schema_version": schema.DATASET_SCHEMA_VERSION,
-        "name": config.name,
-        "format": inventory.format,
-        "family": inventory.family,
-        "skeleton": inventory.skeleton.as_json(),
-        "class_names": inventory.class_names and list(inventory.class_names),
-        "skeletons": [source["listing_sha256"] for source in inventory.sources],
-        "captions": [source["shards_sha256"] for source in plan.caption_sources],
-        "own_protocols": {
-            protocol.name: protocol.fingerprint
-            for protocol in plan.protocols
-            if protocol.name not in PROTOCOLS
-        },
-        "options": {
-            "classes": config.classes,
-            "prompts": sorted(config.prompts),
-            "hold_out": sorted(config.hold_out),
-            "keep_uncaptioned": config.keep_uncaptioned,
-            "accept_truncated": config.accept_truncated,
-            "frame_tolerance": config.frame_tolerance,
-            "use_missing_list": config.use_missing_list,
-            "bodies": config.bodies.model_dump(),
-            "shard_rows": config.shard_rows,
-        },
-    }
-
-
-def _finished_before(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """dataset.json of an earlier, finished build of the same request; None where there is none.
-
-    Raises:
-        ValueError: the folder holds a build of something else, or parts that nothing lists.
-    """
-    path = folder / DATASET_FILE
-    if not path.is_file():
-        strays = sorted(folder.glob("part-*.arrow")) if folder.is_dir() else []
-        if strays and not (folder / JOURNAL_FILE).is_file():
-            raise ValueError(
-                f"{folder} holds {len(strays)} part files such as {strays[0].name} but neither "
-                f"{DATASET_FILE} nor {JOURNAL_FILE}; choose another --out or remove them"
-            )
-        return None
-    record = read_json(path, made_by=MADE_BY)
-    refuse_other_request(
-        folder,
-        request,
-        record.get("fingerprint_parts", {}).get("request", {}),
-        "a finished data set",
-    )
-    for entry in record["shards"]:
-        part = folder / entry["file"]
-        if not part.is_file() or sha256_file(part) != entry["sha256"]:
-            raise ValueError(
-                f"{part} is missing or not what {DATASET_FILE} lists; "
-                f"remove {folder} and build anew"
-            )
-    return dict(record)
+def _refuse_empty_classes(config: BuildConfig, plan: Plan, parts: Sequence[PartResult]) -> None:
+    """`classes = "present"` numbers classes before a sample is read; each must keep one."""
+    if config.classes != "present":
+        return
+    unread = {entry.sample_id for part in parts for entry in part.left_out}
+    kept = {sample.label for sample in plan.samples if sample.sample_id not in unread}
+    empty = [entry.name for entry in plan.classes if entry.label not in kept]
+    if empty:
+        raise ValueError(
+            f"no sample of {', '.join(empty)} could be used, so with --classes present there is no "
+            f"such class (the reasons are in {config.out / LEFT_OUT_FILE}); take these samples out "
+            "of the sources, or build with --classes all"
+        )
 
 
 def _jobs(config: BuildConfig, plan: Plan) -> list[PartJob]:
     step = config.shard_rows
+    inventory = plan.inventory
+    packed_sha256 = tuple(
+        source["listing_sha256"] for source in inventory.sources if inventory.packed
+    )
     return [
         PartJob(
             number,
             config.out,
-            plan.inventory.format,
-            plan.inventory.family,
+            inventory.format,
+            inventory.family,
             tuple(plan.samples[number * step : (number + 1) * step]),
             config.bodies,
             config.frame_tolerance,
+            packed_sha256,
         )
         for number in range(-(-len(plan.samples) // step))
     ]
@@ -267,7 +206,7 @@ def _built(
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a worker process died, most likely for want of memory; run the same command again "
-                "with fewer workers or a smaller shard_rows: finished parts are kept"
+                "with fewer --workers or smaller --shard-rows: finished parts are kept"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -315,92 +254,9 @@ def _refuse(config: BuildConfig, left_out: Sequence[LeftOut]) -> None:
         )
 
 
-def write_left_out(path: Path, left_out: Sequence[LeftOut]) -> None:
-    """left_out.parquet: sample_id, reason, detail, sorted."""
-    rows = sorted(left_out, key=lambda entry: (entry.sample_id, entry.reason, entry.detail))
-    columns: dict[str, list[str]] = {
-        schema.SAMPLE_ID: [entry.sample_id for entry in rows],
-        schema.REASON: [entry.reason for entry in rows],
-        "detail": [entry.detail for entry in rows],
-    }
-    _write_parquet(path, columns)
-
-
-def write_held_out(path: Path, held_out: Sequence[tuple[str, Caption]]) -> None:
-    """held-out-captions.parquet: sample_id, prompt_id, text, request_key, sorted.
-
-    Nothing of this project reads it: it is there for whoever wants to look at the captions of test
-    samples.
-    """
-    rows = sorted(held_out)
-    columns = {
-        schema.SAMPLE_ID: [sample_id for sample_id, _ in rows],
-        schema.PROMPT_ID: [caption.prompt_id for _, caption in rows],
-        schema.TEXT: [caption.text for _, caption in rows],
-        schema.REQUEST_KEY: [caption.request_key for _, caption in rows],
-    }
-    _write_parquet(path, columns)
-
-
-def _write_parquet(path: Path, columns: Mapping[str, list[str]]) -> None:
-    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes_atomic(path, sink.getvalue().to_pybytes())
-
-
 def _kinds(left_out: Sequence[LeftOut]) -> str:
     counts = sorted(Counter(entry.reason for entry in left_out).items())
     return ", ".join(f"{num} {reason}" for reason, num in counts) or "nothing was found"
-
-
-def _record(
-    config: BuildConfig,
-    plan: Plan,
-    request: dict[str, Any],
-    parts: Sequence[PartResult],
-    left_out: Sequence[LeftOut],
-) -> dict[str, Any]:
-    """The content of dataset.json."""
-    shards = [part.shard for part in parts if part.shard is not None]
-    inventory = plan.inventory
-    unread = {entry.sample_id for part in parts for entry in part.left_out}
-    samples = [sample for sample in plan.samples if sample.sample_id not in unread]
-    counts = count_splits([sample.ids for sample in samples], plan.protocols)
-    prompts = Counter(caption.prompt_id for sample in samples for caption in sample.captions)
-    content = sha256_bytes("".join(part.content_sha256 for part in parts).encode())
-    fingerprint_parts = {"request": request, "shards": [shard.sha256 for shard in shards]}
-    return {
-        "schema_version": schema.DATASET_SCHEMA_VERSION,
-        "name": config.name,
-        "format": inventory.format,
-        "family": inventory.family,
-        "skeleton": inventory.skeleton.as_json(),
-        "classes": [asdict(entry) for entry in plan.classes],
-        "options": request["options"],
-        "allow": sorted(config.allow),
-        "sources": {
-            "skeletons": inventory.sources,
-            "captions": plan.caption_sources,
-            "content_sha256": content,
-        },
-        "counts": {
-            "num_found": len(inventory.samples) + len(inventory.nameless),
-            "num_rows": len(samples),
-            "num_frames": sum(part.num_frames for part in parts),
-            "num_two_bodies": sum(part.num_two_bodies for part in parts),
-            "num_captions": sum(part.num_captions for part in parts),
-            "num_held_out_captions": len(plan.held_out),
-            "num_planned_uncaptioned": plan.num_uncaptioned,
-            "prompts": dict(sorted(prompts.items())),
-            "left_out": dict(sorted(Counter(entry.reason for entry in left_out).items())),
-            "protocols": [asdict(c) for c in counts if c.num_outside < len(samples)],
-        },
-        "fingerprint_parts": fingerprint_parts,
-        "fingerprint": fingerprint(fingerprint_parts),
-        "shards": index_entries(shards),
-        "environment": environment(),
-    }
 
 
 def _summary(

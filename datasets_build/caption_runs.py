@@ -15,7 +15,7 @@ from datasets_build.audits import Audit, shards_sha256
 from datasets_build.shards import iterate_shards, read_index
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Caption:
     """One caption of a sample, as the data set's `captions` column holds it."""
 
@@ -24,7 +24,7 @@ class Caption:
     text: str
 
 
-@dataclass
+@dataclass(slots=True)
 class SampleCaptions:
     """What the caption runs say about one sample."""
 

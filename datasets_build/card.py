@@ -8,6 +8,8 @@ from typing import Any
 
 from datasets_build.manifest import write_bytes_atomic
 
+CARD_FILE = "README.md"
+
 _OWNERS = {
     "ntu": "NTU RGB+D belongs to the ROSE Lab, Nanyang Technological University: academic research "
     "only, no redistribution.",
@@ -22,7 +24,7 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         folder: the data set's folder.
         record: the content of dataset.json.
     """
-    write_bytes_atomic(folder / "README.md", card_text(record).encode())
+    write_bytes_atomic(folder / CARD_FILE, card_text(record).encode())
 
 
 def card_text(record: dict[str, Any]) -> str:
@@ -41,7 +43,7 @@ def card_text(record: dict[str, Any]) -> str:
         *_captions(record),
         f"Left out: {_left_out(counts['left_out'])} (left_out.parquet has each with its reason). "
         f"Fingerprint: `{record['fingerprint']}`; dataset.json holds sources, options and the hash "
-        "of every file, and `hoc verify` checks them.",
+        "of every file of data, and `hoc verify` checks them.",
         _OWNERS.get(record["family"], "The terms of the original recordings apply."),
     ]
     return "\n\n".join(paragraphs) + "\n"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from datasets_build.bodies import BodySettings
 from datasets_build.settings import Settings
@@ -87,6 +87,21 @@ class BuildConfig(Settings):
     shard_rows: int = Field(default=512, ge=1)  # our choice: about 20 MB of NTU skeletons
     workers: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def _no_idle_options(self) -> BuildConfig:
+        if not self.captions:
+            idle = {
+                "--audit": self.audits,
+                "--prompt": self.prompts,
+                "--hold-out": self.hold_out,
+                "--keep-uncaptioned": self.keep_uncaptioned,
+                "--accept-truncated": self.accept_truncated,
+            }
+            given = [option for option, value in idle.items() if value]
+            if given:
+                raise ValueError(f"{given[0]} is about captions; give a run with --captions too")
+        return self
+
     @field_validator("allow")
     @classmethod
     def _known_reasons(cls, words: tuple[str, ...]) -> tuple[str, ...]:
@@ -99,4 +114,8 @@ class BuildConfig(Settings):
         """The number of processes for that many samples."""
         if self.workers is not None:
             return self.workers
-        return 1 if num_samples <= SMALL_SET else os.cpu_count() or 1
+        if num_samples <= SMALL_SET:
+            return 1
+        if hasattr(os, "sched_getaffinity"):  # Linux: a batch system may give some of the CPUs
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1

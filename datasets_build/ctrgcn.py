@@ -4,6 +4,7 @@ Source: the data/ntu and data/ntu120 scripts of CTR-GCN (github Uason-Chen/CTR-G
 HD-GCN and many more share them). x is (N, T, M*V*C), each clip centred and padded with zeros to
 T = 300 frames; y is one-hot. The arrays hold no names, their order tells who is who: the training
 subjects (cameras, setups) one after the other, inside each the samples by name; then the test ones.
+Where one body was seen, the second is zeros in NTU60's arrays and a copy of the first in NTU120's.
 
 Letters: N samples, M bodies, T frames, V joints, C coordinates, K classes.
 """
@@ -37,29 +38,19 @@ from datasets_build.npz_files import (
     member_names,
     open_member,
 )
-from datasets_build.packed import ListedSplit, PackedRow
+from datasets_build.packed import ListedSplit, PackedSource
 from datasets_build.progress import Progress
 from datasets_build.protocols import GENERIC, PROTOCOLS, Protocol, SampleIds, class_list
 from datasets_build.sources import MAX_CLIP_BYTES, Clip, ClipError
 
 NUM_FRAMES = 300  # max_frame of the original: the longest of NTU's clips
 _WIDTH = NTU_25.num_bodies * NTU_25.num_joints * NTU_25.num_channels  # 150
-_ID_COLUMNS = (
-    schema.SAMPLE_ID,
-    schema.DATASET,
-    schema.ACTION_ID,
-    schema.SETUP_ID,
-    schema.CAMERA_ID,
-    schema.SUBJECT_ID,
-    schema.REPETITION_ID,
-    schema.NUM_FRAMES,
-    schema.NUM_BODIES,
-)
+_MAX_NTU60_CLASSES = 60  # arrays of more classes are taken to have NTU120's second body
 _PIECE_BYTES = 1 << 24  # our choice: labels are read and written in pieces of about this size
 
 
-class CtrgcnSource:
-    """An opened .npz of CTR-GCN's arrays, see packed.PackedSource.
+class CtrgcnSource(PackedSource):
+    """An opened .npz of CTR-GCN's arrays.
 
     The coordinates are those of the file, which the original has centred already; centring them
     once more, as training does, changes nothing.
@@ -71,30 +62,21 @@ class CtrgcnSource:
         x: dict[str, ArrayRows],
         *,
         samples: list[SampleIds],
+        num_classes: int,
         class_names: tuple[str, ...] | None,
         splits: tuple[ListedSplit, ...],
     ) -> None:
         """See `open_ctrgcn`; `samples` are the training ones, then the test ones."""
-        self.path = path
-        self.skeleton = NTU_25
-        self.dataset = samples[0].dataset
-        self.class_names = class_names
-        self.splits = splits
+        super().__init__(path, samples, skeleton=NTU_25, class_names=class_names, splits=splits)
         self._x = x
-        self._samples = samples
-
-    def rows(self) -> list[PackedRow]:
-        """See packed.PackedSource."""
-        return [
-            PackedRow(self.path, index, str(ids.sample_id), ids)
-            for index, ids in enumerate(self._samples)
-        ]
+        self._unseen: SecondBody = "zeros" if num_classes <= _MAX_NTU60_CLASSES else "copy"
 
     def clip(self, index: int) -> Clip:
         """The frames up to the last that is not all zeros.
 
-        The second body is left out where it is zeros or a copy of the first: either is what the
-        scripts put where one body was seen.
+        The second body is left out where it is what the scripts put for an unseen one: zeros in
+        arrays of up to 60 classes, a copy of the first in arrays of more. A copy in the former
+        and zeros in the latter are kept as a second body.
 
         Raises:
             ClipError: reason not_finite or no_frames.
@@ -110,7 +92,7 @@ class CtrgcnSource:
             raise ClipError("no_frames", f"row {at} of x_{split} is zeros only")
         shape = (-1, NTU_25.num_bodies, NTU_25.num_joints, NTU_25.num_channels)
         joints = row[: seen[-1] + 1].reshape(shape).transpose(1, 0, 2, 3)  # (M, T, V, C)
-        if not joints[1].any() or np.array_equal(joints[0], joints[1]):
+        if np.array_equal(joints, with_second_body(joints[:1], self._unseen)):
             joints = joints[:1]
         return Clip(np.ascontiguousarray(joints), None)
 
@@ -130,6 +112,10 @@ def open_ctrgcn(
     actions of the arrays' classes). It is taken only where the number of samples and every label
     agree, and no other order does. Without names the samples become "train-00000" and so on, of the
     family "generic". A split that none of NTU's protocols makes comes along as "original".
+
+    The number of classes (one-hot columns, else the class names, else the greatest label + 1) tells
+    what stands for an unseen second body, see `CtrgcnSource.clip`; so an export of the built data
+    set holds the same numbers again.
 
     Args:
         path: the .npz file.
@@ -161,7 +147,14 @@ def open_ctrgcn(
         is_known = is_published_split(samples, num_train)
         splits = () if is_known else (_listed(samples, num_train),)
     x = _open_x(path, {split: len(array) for split, array in labels.items()})
-    return CtrgcnSource(path, x, samples=samples, class_names=class_names, splits=splits)
+    return CtrgcnSource(
+        path,
+        x,
+        samples=samples,
+        num_classes=num_classes,
+        class_names=class_names,
+        splits=splits,
+    )
 
 
 def _open_x(path: Path, num_samples: dict[str, int]) -> dict[str, ArrayRows]:
@@ -210,7 +203,8 @@ def export_ctrgcn(
     centred, an unseen second body as the protocol has it, padded with zeros to 300 frames (or to
     the longest clip). y is one-hot float64. Layouts other than ntu-25 are written alike, with their
     own M, V and 3 coordinates. The parts of the data set are read twice, one at a time; every
-    sample's row is written at its place.
+    sample's row is written at its place. Names of an earlier export are removed before its arrays
+    are replaced, so that none ever stand beside other arrays.
 
     Args:
         dataset: of 3-D joints.
@@ -220,8 +214,8 @@ def export_ctrgcn(
 
     Raises:
         FileNotFoundError: the folder to write to, or a part, is not there.
-        ValueError: 2-D joints, a one-shot protocol, more bodies in a clip than the layout has, no
-            sample in the protocol, or a damaged part.
+        ValueError: the path is a folder, 2-D joints, a one-shot protocol, more bodies in a clip
+            than the layout has, no sample in the protocol, or a damaged part.
     """
     path = Path(path)
     skeleton = dataset.skeleton
@@ -232,6 +226,7 @@ def export_ctrgcn(
             f"{' with a score' if skeleton.has_score else ''}); CTR-GCN's arrays hold 3-D "
             "coordinates and nothing else; choose --format pyskl-pkl or inputs"
         )
+    writer = NpzWriter(path)  # refuses a place that is none, before the parts are read
     samples, num_frames = _read_samples(dataset, protocol)
     order = original_order(samples, protocol)
     places = {split: _places(order[split], len(samples)) for split in SPLITS}
@@ -242,7 +237,8 @@ def export_ctrgcn(
     label_of = _label_of(dataset, protocol)
     shape = (max(longest, NUM_FRAMES), skeleton.num_bodies * skeleton.num_joints * 3)
     progress.start("exporting samples", sum(map(len, order.values())))
-    with NpzWriter(path) as writer:
+    names_path = path.with_suffix(".names.txt")
+    with writer:
         with ExitStack() as stack:
             x: dict[str, NpzArray] = {}
             for split in SPLITS:
@@ -251,8 +247,9 @@ def export_ctrgcn(
                 with writer.array(f"y_{split}", (num, len(label_of)), "<f8") as y:
                     _write_labels(y, [label_of[samples[at].action_id] for at in order[split]])
             _write_clips(x, dataset, places=places, second_body=second_body, progress=progress)
-        names = [f"{samples[at].sample_id}\n" for split in SPLITS for at in order[split]]
-        write_bytes_atomic(path.with_suffix(".names.txt"), "".join(names).encode())
+        names_path.unlink(missing_ok=True)  # a kill must not leave names beside other arrays
+    names = [f"{samples[at].sample_id}\n" for split in SPLITS for at in order[split]]
+    write_bytes_atomic(names_path, "".join(names).encode())
     progress.finish()
     return ExportSummary(
         path,
@@ -272,7 +269,7 @@ def _read_samples(
     """
     samples: list[SampleIds] = []
     num_frames: list[int] = []
-    for table in dataset.tables(columns=_ID_COLUMNS):
+    for table in dataset.tables(columns=schema.ID_COLUMNS):
         for row in table.to_pylist():
             ids = SampleIds.of_row(row)
             num_bodies = row[schema.NUM_BODIES]
@@ -339,7 +336,7 @@ def _write_clips(
 
 def _frames(joints: np.ndarray, skeleton: Skeleton, second_body: SecondBody) -> np.ndarray:
     """(T, M*V*C) of (m, T, V, C): centred, then unseen bodies filled in."""
-    joints = centred(joints, centre=skeleton.centre)
+    joints = centred(joints, centre=skeleton.centre, as_original=skeleton == NTU_25)
     if skeleton.num_bodies > 1:
         joints = with_second_body(joints, second_body)
     _, num_frames, *rest = joints.shape

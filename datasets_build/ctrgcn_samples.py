@@ -115,7 +115,7 @@ def checked_num_classes(
     columns: int | None,
     class_names: tuple[str, ...] | None,
 ) -> int:
-    """How many classes the arrays have, by their columns or their greatest label.
+    """How many classes the arrays have, by their columns, the names or their greatest label.
 
     Raises:
         ValueError: another number of class names was given.
@@ -127,6 +127,7 @@ def checked_num_classes(
             raise ValueError(
                 f"{path} has {needed} classes, but {len(class_names)} class names were given"
             )
+        return len(class_names)
     return needed
 
 
@@ -139,9 +140,10 @@ def find_samples(
 ) -> list[SampleIds]:
     """Which samples the rows of the arrays are: the training ones, then the test ones.
 
-    Tried are the names as they stand, and the original's order under NTU's protocols over the
-    usable ones: not on the list of missing skeletons, and of the arrays' classes. An order is taken
-    where the numbers of samples and every label agree, and no other order's do.
+    Tried are the names as they stand, and the original's order under NTU's protocols over those of
+    the arrays' classes: the usable ones (not on the list of missing skeletons), and all, as some
+    made their arrays without that list. An order is taken where the numbers of samples and every
+    label agree, and no other order's do.
 
     Args:
         names: NTU sample or file names; others and repeats are passed over.
@@ -155,9 +157,8 @@ def find_samples(
     unique = {ids: None for ids in map(ids_of_name, names) if ids is not None}
     given = [ids for ids in unique if ids.dataset == NTU]
     missing = listed_missing(NTU)
-    usable = [ids for ids in given if ids.sample_id not in missing]
-    if num_classes is not None:
-        usable = [ids for ids in usable if ids.action_id <= num_classes]
+    of_classes = [ids for ids in given if num_classes is None or ids.action_id <= num_classes]
+    usable = [ids for ids in of_classes if ids.sample_id not in missing]
     num_train = len(labels["train"])
     tried = {
         "the names as they stand": _cut(given, num_train),
@@ -165,10 +166,12 @@ def find_samples(
     }
     for protocol in _NTU_PROTOCOLS:
         if num_classes in (None, protocol.num_classes):
-            order = original_order(usable, protocol)
-            tried[f"the order of {protocol.name}"] = {
-                split: [usable[at] for at in positions] for split, positions in order.items()
-            }
+            title = f"the order of {protocol.name}"
+            tried[title] = _ordered(usable, protocol)
+            if len(usable) < len(of_classes):
+                tried[f"{title} with the listed missing samples in"] = _ordered(
+                    of_classes, protocol
+                )
     problems = {title: _disagreement(samples, labels) for title, samples in tried.items()}
     fitting = {
         tuple(tried[title]["train"] + tried[title]["test"]): title
@@ -184,7 +187,8 @@ def find_samples(
         lines = "".join(f"\n  {title}: {problem}" for title, problem in problems.items())
         raise ValueError(
             f"{path}: no order of the {len(given)} NTU names fits; give the names that its arrays "
-            f"were made from, or build without --names. Tried:{lines}"
+            "were made from (the .names.txt beside an export of ours fits as it stands), or build "
+            f"without --names. Tried:{lines}"
         )
     (samples,) = fitting
     return list(samples)
@@ -203,6 +207,11 @@ def is_published_split(samples: Sequence[SampleIds], num_train: int) -> bool:
 
 def _cut(samples: list[SampleIds], num_train: int) -> dict[str, list[SampleIds]]:
     return {"train": samples[:num_train], "test": samples[num_train:]}
+
+
+def _ordered(samples: list[SampleIds], protocol: Protocol) -> dict[str, list[SampleIds]]:
+    order = original_order(samples, protocol)
+    return {split: [samples[at] for at in positions] for split, positions in order.items()}
 
 
 def _disagreement(

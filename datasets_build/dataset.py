@@ -6,27 +6,26 @@ Letters: M bodies, T frames, V joints, C coordinates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from datasets_build import schema
-from datasets_build.bodies import SecondBody
+from datasets_build.bodies import SecondBody, SecondBodyPolicy
 from datasets_build.joints import Skeleton, skeleton_from_json
-from datasets_build.manifest import read_json
+from datasets_build.manifest import read_json, sha256_file
 from datasets_build.protocol_files import FOLDER as PROTOCOLS_FOLDER
 from datasets_build.protocol_files import find_protocol
 from datasets_build.protocols import NTU, PROTOCOLS, Protocol
 from datasets_build.shards import ShardInfo, check_shards, iterate_shards
 
+CTRGCN_NPZ = "ctrgcn-npz"
 DATASET_FILE = "dataset.json"
 MADE_BY = "hoc build-dataset"
-
-_SecondBodyOption = Literal["original", "zeros", "copy"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class SkeletonDataset:
     Attributes:
         folder: where it lies.
         name: its name.
+        format: what it was built from, a word of `hoc build-dataset --format`.
         family: of its samples: "ntu", "nw-ucla" or "generic" (Protocol.dataset).
         skeleton: its joint layout.
         classes: in label order.
@@ -53,18 +53,21 @@ class SkeletonDataset:
         second_body: the recorded option; see `second_body_for`.
         fingerprint: identifies its content.
         shards: its part files.
+        files: sha256 of the files beside them, by path in the folder.
     """
 
     folder: Path
     name: str
+    format: str
     family: str
     skeleton: Skeleton
     classes: tuple[ClassEntry, ...]
     num_rows: int
     num_captions: int
-    second_body: _SecondBodyOption
+    second_body: SecondBodyPolicy
     fingerprint: str
     shards: tuple[ShardInfo, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -77,23 +80,33 @@ class SkeletonDataset:
         return [entry.name for entry in self.classes]
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The parts one after the other, in order of sample_id."""
+        """The parts one after the other: by sample_id, or in the order of a packed source."""
         return iterate_shards(self.folder, self.shards, columns=columns)
 
     def problems(self) -> list[str]:
-        """What is wrong with the part files on disk, a sentence each; reads them all."""
-        return check_shards(self.folder, self.shards)
+        """What is wrong with the files on disk, a sentence each; reads them all."""
+        problems = check_shards(self.folder, self.shards)
+        for name, sha256 in self.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif sha256_file(path) != sha256:
+                problems.append(f"{name} has another sha256 than {DATASET_FILE} says")
+        return problems
 
     def second_body_for(self, protocol: Protocol | None) -> SecondBody:
         """What stands for an unseen second body.
 
-        The option "original" is CTR-GCN's habit: a copy of the first in NTU's 120-class protocols,
-        else zeros.
+        The option "original" is CTR-GCN's habit for what was built from NTU's files or CTR-GCN's
+        arrays: a copy of the first in NTU's 120-class protocols (arrays without names: where there
+        are more than 60 classes), else zeros. All other sources: zeros.
         """
         if self.second_body != "original":
             return self.second_body
+        if self.format == CTRGCN_NPZ and self.family != NTU:
+            return "copy" if self.num_classes > 60 else "zeros"
         is_ntu120 = protocol is not None and protocol.dataset == NTU and protocol.num_classes == 120
-        return "copy" if is_ntu120 else "zeros"
+        return "copy" if is_ntu120 and self.format in (NTU, CTRGCN_NPZ) else "zeros"
 
     def protocol(self, name: str) -> Protocol:
         """The protocol of a name: a published one, one of this data set's own, or a TOML file.
@@ -150,11 +163,12 @@ def open_dataset(folder: Path) -> SkeletonDataset:
                 f"{schema.DATASET_SCHEMA_VERSION}; build it anew with `{MADE_BY}`"
             )
         second_body = record["options"]["bodies"]["second_body"]
-        if second_body not in get_args(_SecondBodyOption):
+        if second_body not in get_args(SecondBodyPolicy):
             raise KeyError(f"second_body {second_body!r}")
         return SkeletonDataset(
             folder=Path(folder),
             name=record["name"],
+            format=record["format"],
             family=record["family"],
             skeleton=skeleton_from_json(record["skeleton"]),
             classes=tuple(ClassEntry(**entry) for entry in record["classes"]),
@@ -163,6 +177,7 @@ def open_dataset(folder: Path) -> SkeletonDataset:
             second_body=second_body,
             fingerprint=record["fingerprint"],
             shards=tuple(ShardInfo(**entry) for entry in record["shards"]),
+            files=dict(record["files"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(

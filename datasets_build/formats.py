@@ -101,7 +101,7 @@ _EXAMPLES = {NTU: "S001C001P001R001A001.skeleton", NW_UCLA: "a01_s01_e00_v01.jso
 
 def _belongs(file: ClipFile, skeleton_format: SkeletonFormat, is_guess: bool) -> bool:
     """Whether a file counts as a clip; when guessing, a .json must also have a clip's name."""
-    if not file.name.endswith(skeleton_format.suffix):
+    if not file.name.lower().endswith(skeleton_format.suffix):
         return False
     is_general = skeleton_format.suffix == ".json"
     return not (is_guess and is_general) or skeleton_format.sample_id(file.name) is not None

@@ -13,18 +13,14 @@ import numpy as np
 from datasets_build import schema
 from datasets_build.generic_npz import NpzTable
 from datasets_build.generic_parquet import ParquetTable
-from datasets_build.generic_shapes import ClipShapes
-from datasets_build.joints import Skeleton
+from datasets_build.generic_shapes import MAX_ID_LENGTH, ClipShapes, check_numbers, is_name
 from datasets_build.layouts import MAX_CLASSES, LayoutFile, nearest
-from datasets_build.ntu import MAX_COORDINATE_M
-from datasets_build.packed import ListedSplit, PackedRow
+from datasets_build.packed import PackedSource
 from datasets_build.protocols import GENERIC, SampleIds
 from datasets_build.sources import Clip, ClipError
 
 CLASS = "class"
 NUM_SOURCE_FRAMES = "num_source_frames"
-MAX_COORDINATE_PX = 100_000.0  # our choice: wider than any picture; its square is exact in float32
-MAX_ID_LENGTH = 200  # our choice: file systems take 255 bytes, and suffixes follow
 
 Table = ParquetTable | NpzTable  # alike: a table with one entry a sample in each column
 _TABLES: dict[str, type[ParquetTable] | type[NpzTable]] = {
@@ -36,43 +32,26 @@ _NUM_SHOWN = 5
 _IDS = (schema.SUBJECT_ID, schema.CAMERA_ID, schema.SETUP_ID, schema.REPETITION_ID)
 
 
-class GenericSource:
-    """One's own recordings; a packed.PackedSource.
-
-    Attributes:
-        path: the file.
-        skeleton: the layout.
-        dataset: "generic".
-        class_names: in label order.
-        splits: none.
-    """
+class GenericSource(PackedSource):
+    """One's own recordings."""
 
     def __init__(self, table: Table, layout: LayoutFile) -> None:
         """See `open_generic`."""
-        self.path = table.path
-        self.skeleton = layout.skeleton
-        self.dataset = GENERIC
-        self.splits: tuple[ListedSplit, ...] = ()
-        self._table = table
         _check_columns(table)
         sample_ids = _sample_ids(table)
-        self.class_names: tuple[str, ...] | None
-        labels, self.class_names = _labels(table, layout.class_names)
+        labels, class_names = _labels(table, layout.class_names)
         ids = {name: _optional(table, name) for name in _IDS}
-        self._rows = [
-            PackedRow(
-                table.path,
-                index,
-                sample_id,
-                SampleIds(
-                    GENERIC,
-                    label + 1,
-                    sample_id=sample_id,
-                    **{name: values[index] for name, values in ids.items()},
-                ),
+        samples = [
+            SampleIds(
+                GENERIC,
+                label + 1,
+                sample_id=sample_id,
+                **{name: values[index] for name, values in ids.items()},
             )
             for index, (sample_id, label) in enumerate(zip(sample_ids, labels, strict=True))
         ]
+        super().__init__(table.path, samples, skeleton=layout.skeleton, class_names=class_names)
+        self._table = table
         self._num_source_frames = _optional(table, NUM_SOURCE_FRAMES, lowest=1)
         self._image_sizes = _image_sizes(table)
         shape_columns = (schema.NUM_FRAMES, schema.NUM_BODIES)
@@ -81,21 +60,22 @@ class GenericSource:
         )
         self._joints = table.open_joints(ClipShapes(layout.skeleton, num_frames, num_bodies))
 
-    def rows(self) -> list[PackedRow]:
-        """Every sample, in the order of the file; ids may repeat."""
-        return self._rows
-
     def clip(self, index: int) -> Clip:
         """The sample at a position; fast when asked in ascending order.
 
         Bodies whose numbers are all zero were not there and are not stored.
 
         Raises:
-            ClipError: with reason cannot_read, bad_shape, bad_count, not_finite, out_of_range,
-                no_body or too_many_bodies.
+            ClipError: with reason no_image_size, cannot_read, bad_shape, bad_count, not_finite,
+                out_of_range, no_body or too_many_bodies.
         """
+        if self.skeleton.joint_dims == 2 and self._image_sizes[index] is None:
+            raise ClipError(
+                "no_image_size",
+                "joints in pixels need the size of their picture; add image_width and image_height",
+            )
         joints = self._joints.read(index)
-        _check_numbers(joints, self.skeleton)
+        check_numbers(joints, self.skeleton)
         joints = joints[joints.any(axis=(1, 2, 3))]
         if not len(joints):
             raise ClipError("no_body", "all numbers are zero, so nobody is seen in any frame")
@@ -189,10 +169,7 @@ def _sample_ids(table: Table) -> list[str]:
 
 
 def _is_sample_id(name: str) -> bool:
-    is_short = 0 < len(name) <= MAX_ID_LENGTH and name == name.strip()
-    return (
-        is_short and name.isprintable() and not {"/", "\\"} & set(name) and name not in (".", "..")
-    )
+    return is_name(name) and not {"/", "\\"} & set(name) and name not in (".", "..")
 
 
 def _labels(table: Table, class_names: tuple[str, ...] | None) -> tuple[list[int], tuple[str, ...]]:
@@ -284,26 +261,6 @@ def _checked(
             f"whole numbers {lowest} .. {highest}{'' if is_required else ' or nothing'}"
         )
     return values
-
-
-def _check_numbers(joints: np.ndarray, skeleton: Skeleton) -> None:
-    """Refuse joints that are not numbers or lie beyond what a camera sees.
-
-    Raises:
-        ClipError: says where the first one is.
-    """
-    is_finite = np.isfinite(joints)
-    if not is_finite.all():
-        body, frame, joint, _ = (int(at) for at in np.argwhere(~is_finite)[0])
-        raise ClipError(
-            "not_finite",
-            f"{skeleton.joints[joint]!r} of body {body} in frame {frame} (from 0) is NaN, infinite "
-            "or null; write zeros into frames without a body",
-        )
-    limit, unit = (MAX_COORDINATE_M, "m") if skeleton.joint_dims == 3 else (MAX_COORDINATE_PX, "px")
-    furthest = max(float(joints.max()), -float(joints.min()))
-    if furthest > limit:
-        raise ClipError("out_of_range", f"a joint has a coordinate of {furthest:.6g} {unit}")
 
 
 def _shown(values: Sequence[tuple[int, object]]) -> str:

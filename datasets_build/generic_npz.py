@@ -15,6 +15,7 @@ from datasets_build.generic_shapes import ClipShapes, shaped
 from datasets_build.layouts import MAX_BODIES
 from datasets_build.npz_files import ArrayRows, member_names, open_member
 from datasets_build.ntu import MAX_FRAMES
+from datasets_build.pickled_arrays import check_text
 from datasets_build.sources import ClipError
 
 _MAX_TEXT = 1_000  # characters; our choice, so that a header cannot ask for gigabytes
@@ -48,9 +49,10 @@ class NpzTable:
         if values.dtype.kind != "U":
             raise ValueError(f"{self.path}: array {name!r} holds {values.dtype}; expected str")
         try:
-            texts: list[str | None] = values.tolist()
-        except ValueError as error:  # a code point that there is not
+            check_text(values)
+        except ValueError as error:
             raise ValueError(f"{self.path}: array {name!r} is not text ({error})") from error
+        texts: list[str | None] = values.tolist()
         return texts
 
     def numbers(self, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What shape the joints of one's own recordings have: told by columns, checked for every sample.
+"""What a sample of somebody's own may hold: its name, and the shape and the numbers of its joints.
 
 Letters: M bodies, T frames, V joints, C channels.
 """
@@ -13,8 +13,11 @@ import numpy as np
 
 from datasets_build.joints import Skeleton
 from datasets_build.layouts import MAX_BODIES
-from datasets_build.ntu import MAX_FRAMES
+from datasets_build.ntu import MAX_COORDINATE_M, MAX_FRAMES
 from datasets_build.sources import ClipError
+
+MAX_COORDINATE_PX = 100_000.0  # our choice: wider than any picture; its square is exact in float32
+MAX_ID_LENGTH = 200  # our choice: file systems take 255 bytes, and suffixes follow
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,28 @@ def shaped(numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             "(M, T, V, C)",
         )
     return numbers.reshape(shape)
+
+
+def is_name(name: str) -> bool:
+    """Whether a name is printable, of a usual length and without spaces around it."""
+    return 0 < len(name) <= MAX_ID_LENGTH and name == name.strip() and name.isprintable()
+
+
+def check_numbers(joints: np.ndarray, skeleton: Skeleton) -> None:
+    """Refuse joints that are not numbers or lie beyond what a camera sees.
+
+    Raises:
+        ClipError: says where the first one is.
+    """
+    is_finite = np.isfinite(joints)
+    if not is_finite.all():
+        body, frame, joint, _ = (int(at) for at in np.argwhere(~is_finite)[0])
+        raise ClipError(
+            "not_finite",
+            f"{skeleton.joints[joint]!r} of body {body} in frame {frame} (from 0) is NaN, infinite "
+            "or null; write zeros into frames without a body",
+        )
+    limit, unit = (MAX_COORDINATE_M, "m") if skeleton.joint_dims == 3 else (MAX_COORDINATE_PX, "px")
+    furthest = max(float(joints.max()), -float(joints.min()))
+    if furthest > limit:
+        raise ClipError("out_of_range", f"a joint has a coordinate of {furthest:.6g} {unit}")

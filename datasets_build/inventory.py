@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets_build.bodies import BodySettings
 from datasets_build.config import BuildConfig
 from datasets_build.ctrgcn import open_ctrgcn
+from datasets_build.dataset import CTRGCN_NPZ
 from datasets_build.formats import FORMATS, find_clips
 from datasets_build.generic import open_generic
 from datasets_build.joints import Skeleton
@@ -17,11 +19,11 @@ from datasets_build.layouts import layout_named
 from datasets_build.manifest import canonical_json, sha256_bytes, sha256_file
 from datasets_build.npz_files import member_names
 from datasets_build.packed import ListedSplit, PackedRow, PackedSource
-from datasets_build.protocols import SampleIds, ids_of_name, read_lines, read_names
+from datasets_build.protocols import NTU, SampleIds, ids_of_name, read_lines, read_names
 from datasets_build.pyskl import open_pyskl
 from datasets_build.sources import ClipFile
 
-CTRGCN_NPZ, PYSKL_PKL, GENERIC_FILE = "ctrgcn-npz", "pyskl-pkl", "generic"
+PYSKL_PKL, GENERIC_FILE = "pyskl-pkl", "generic"
 PACKED_FORMATS = (CTRGCN_NPZ, PYSKL_PKL, GENERIC_FILE)
 
 Place = ClipFile | PackedRow
@@ -77,6 +79,7 @@ def taken_inventory(config: BuildConfig) -> Iterator[Inventory]:
     if packed_format is None:
         yield _inventory_of_files(config)
         return
+    _check_denoising(config, packed_format)
     opened: dict[Path, PackedSource] = {}
     try:
         for path in config.skeletons:
@@ -147,8 +150,22 @@ def _check_options(config: BuildConfig, packed_format: str | None) -> None:
         )
 
 
+def _check_denoising(config: BuildConfig, format_name: str) -> None:
+    """Refuse settings of a denoising that is not done.
+
+    Raises:
+        ValueError: there is one.
+    """
+    given, usual = config.bodies.model_dump(), BodySettings().model_dump()
+    changed = [name for name in usual if name != "second_body" and given[name] != usual[name]]
+    if changed and format_name != NTU:
+        option = "--" + changed[0].replace("_", "-")
+        raise ValueError(f"{option} is for NTU's .skeleton files, not for {format_name}")
+
+
 def _inventory_of_files(config: BuildConfig) -> Inventory:
     skeleton_format, files = find_clips(config.skeletons, config.format)
+    _check_denoising(config, skeleton_format.name)
     samples, nameless = [], []
     for file in files:
         sample_id = skeleton_format.sample_id(file.name)
@@ -177,7 +194,7 @@ def _describe_files(path: Path, files: Sequence[ClipFile]) -> dict[str, Any]:
         "name": path.resolve().name,
         "num_files": len(own),
         "num_bytes": sum(file.num_bytes for file in own),
-        "listing_sha256": sha256_bytes(listing.encode()),
+        "listing_sha256": sha256_bytes(listing.encode("utf-8", "backslashreplace")),
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets_build.audits import read_audit
@@ -18,6 +18,7 @@ from datasets_build.caption_runs import (
 from datasets_build.config import BuildConfig, LeftOutReason
 from datasets_build.dataset import ClassEntry
 from datasets_build.inventory import FoundSample, Inventory, Place
+from datasets_build.packed import ListedSplit
 from datasets_build.protocol_files import listed_protocol, read_protocol
 from datasets_build.protocols import (
     NTU,
@@ -27,7 +28,9 @@ from datasets_build.protocols import (
     class_list,
     listed_missing,
 )
-from datasets_build.sources import ClipFile, leaves_its_folder
+from datasets_build.sources import ClipFile, leaves_its_folder, printable
+
+_LISTED = "on the official list of missing or faulty skeletons"
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,11 @@ def make_plan(config: BuildConfig, inventory: Inventory) -> Plan:
     left_out: list[LeftOut] = []
     found = _named_once(inventory, left_out)
     missing = listed_missing(inventory.family) if config.use_missing_list else frozenset()
-    for sample_id in sorted(captions.keys() - found.keys() - missing):
-        left_out.append(LeftOut(sample_id, "no-skeleton", "captioned, but there is no skeleton"))
+    for name in sorted(captions.keys() - found.keys()):
+        if name in missing:
+            left_out.append(LeftOut(name, "listed-missing", _LISTED))
+        else:
+            left_out.append(LeftOut(name, "no-skeleton", "captioned, but there is no skeleton"))
     is_held_out = {
         name: any(protocol.split(sample.ids) == "test" for protocol in held_out_by)
         for name, sample in found.items()
@@ -107,8 +113,7 @@ def make_plan(config: BuildConfig, inventory: Inventory) -> Plan:
         may_lack = not config.captions or config.keep_uncaptioned or is_held_out[name]
         why = None if may_lack else why_uncaptioned(captions, name, config.prompts)
         if name in missing:
-            detail = "on the official list of missing or faulty skeletons"
-            left_out.append(LeftOut(name, "listed-missing", detail))
+            left_out.append(LeftOut(name, "listed-missing", _LISTED))
         elif why is not None:
             left_out.append(LeftOut(name, "no-caption", why))
         else:
@@ -158,21 +163,30 @@ def _protocols(config: BuildConfig, inventory: Inventory) -> list[Protocol]:
                 f"{inventory.family} samples"
             )
         protocols.append(own)
-    num_classes = len(inventory.class_names or ())
-    protocols += [
-        listed_protocol(
-            split,
-            dataset=inventory.family,
-            num_classes=num_classes,
-            source="the lists in the source file",
-        )
-        for split in inventory.splits
-    ]
+    num_classes = len(_named_classes(inventory, {s.ids.action_id for s in inventory.samples}))
     names = [protocol.name for protocol in protocols]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two protocols are called {twice[0]!r}; give one of them another name")
+    for split in inventory.splits:
+        own = listed_protocol(
+            _renamed(split, taken=names),
+            dataset=inventory.family,
+            num_classes=num_classes,
+            source="the lists in the source file",
+        )
+        protocols.append(own)
+        names.append(own.name)
     return protocols
+
+
+def _renamed(split: ListedSplit, *, taken: Collection[str]) -> ListedSplit:
+    """The split under a name that is still free: its own, or with a number behind it."""
+    name, number = split.name, 1
+    while name in taken or name in PROTOCOLS:
+        number += 1
+        name = f"{split.name}-{number}"
+    return replace(split, name=name)
 
 
 def _protocol_named(name: str, protocols: Sequence[Protocol]) -> Protocol:
@@ -192,7 +206,7 @@ def _named_once(inventory: Inventory, left_out: list[LeftOut]) -> dict[str, Foun
     """
     for file in inventory.nameless:
         detail = f"{_where(file)} is not named as {inventory.format} files are"
-        left_out.append(LeftOut(file.stem, "bad-name", detail))
+        left_out.append(LeftOut(printable(file.stem), "bad-name", detail))
     found: dict[str, FoundSample] = {}
     for sample in inventory.samples:
         name, where = sample.sample_id, _where(sample.place)
@@ -208,7 +222,7 @@ def _named_once(inventory: Inventory, left_out: list[LeftOut]) -> dict[str, Foun
 
 def _where(place: Place) -> str:
     if isinstance(place, ClipFile):
-        return f"{place.container.name}: {place.member}"
+        return printable(f"{place.container.name}: {place.member}")
     return str(place)
 
 
@@ -218,14 +232,18 @@ def _leaves_its_zip(place: Place) -> bool:
 
 def _classes(inventory: Inventory, present: set[int], which: str) -> list[ClassEntry]:
     """The class list: the benchmark's (or the source's own), or of the actions that are present."""
-    if inventory.class_names is not None:
-        named = list(enumerate(inventory.class_names, start=1))
-    else:
-        num_classes = 60 if inventory.family == NTU and max(present, default=0) <= 60 else 120
-        named = class_list(inventory.family, num_classes)
+    named = _named_classes(inventory, present)
     if which == "present":
         named = [(action_id, name) for action_id, name in named if action_id in present]
     return [ClassEntry(label, action_id, name) for label, (action_id, name) in enumerate(named)]
+
+
+def _named_classes(inventory: Inventory, present: set[int]) -> list[tuple[int, str]]:
+    """(action_id, name) of all classes; NTU has 60 unless one of the further 60 is present."""
+    if inventory.class_names is not None:
+        return list(enumerate(inventory.class_names, start=1))
+    is_ntu60 = not any(60 < action_id <= 120 for action_id in present)
+    return class_list(inventory.family, 60 if inventory.family == NTU and is_ntu60 else 120)
 
 
 def _labelled(

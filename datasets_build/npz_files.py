@@ -76,7 +76,9 @@ class NpzWriter:
         if self.path.is_dir():
             raise ValueError(f"{path} is a folder; give the name of a file to write")
         if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent} does not exist; make that folder first")
+            raise FileNotFoundError(
+                f"there is no folder {self.path.parent}; make that folder first"
+            )
         self._temporary = self.path.with_name(self.path.name + ".tmp")
         self._members: list[NpzArray] = []
         self._end = 0

@@ -8,9 +8,10 @@ Letters: M bodies, T frames, V joints, C channels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from datasets_build.joints import Skeleton
 from datasets_build.protocols import SampleIds
@@ -33,6 +34,11 @@ class PackedRow:
     sample_id: str
     ids: SampleIds
 
+    @property
+    def stamp(self) -> tuple[str, int]:
+        """Tells it from other rows; the hash of the file tells the file's versions apart."""
+        return (self.source.name, self.index)
+
     def __str__(self) -> str:
         return f"{self.source.name}: sample {self.index} ({self.sample_id})"
 
@@ -52,7 +58,7 @@ class ListedSplit:
     test: tuple[str, ...]
 
 
-class PackedSource(Protocol):
+class PackedSource(ABC):
     """What every packed format offers.
 
     Attributes:
@@ -63,15 +69,31 @@ class PackedSource(Protocol):
         splits: splits that lie in the file; empty where the ids tell them.
     """
 
-    path: Path
-    skeleton: Skeleton
-    dataset: str
-    class_names: tuple[str, ...] | None
-    splits: tuple[ListedSplit, ...]
+    def __init__(
+        self,
+        path: Path,
+        samples: Sequence[SampleIds],
+        *,
+        skeleton: Skeleton,
+        class_names: tuple[str, ...] | None,
+        splits: tuple[ListedSplit, ...] = (),
+    ) -> None:
+        """Args as the attributes; `samples`: the ids of at least one, in the order of the file."""
+        self.path = path
+        self.skeleton = skeleton
+        self.dataset = samples[0].dataset
+        self.class_names = class_names
+        self.splits = splits
+        self._samples = samples
 
     def rows(self) -> list[PackedRow]:
         """Every sample, in the order of the file; ids may repeat (the caller looks for that)."""
+        return [
+            PackedRow(self.path, index, str(ids.sample_id), ids)
+            for index, ids in enumerate(self._samples)
+        ]
 
+    @abstractmethod
     def clip(self, index: int) -> Clip:
         """The sample at a position; fast when asked in ascending order.
 
@@ -79,5 +101,6 @@ class PackedSource(Protocol):
             ClipError: this sample cannot be used (not_finite, bad_shape, ...).
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file."""

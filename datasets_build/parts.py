@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ from datasets_build.formats import FORMATS
 from datasets_build.join import LeftOut, PlannedSample
 from datasets_build.manifest import canonical_json, sha256_bytes
 from datasets_build.packed import PackedRow, PackedSource
-from datasets_build.shards import ShardInfo, write_shard
-from datasets_build.sources import Clip, ClipError, ClipFile, read_clip
+from datasets_build.shards import ShardInfo, ShardWriter
+from datasets_build.sources import Clip, ClipError, read_clip
+
+PIECE_BYTES = 64 * 2**20  # our choice: more than the 512 clips of a usual NTU part
+
+Row = tuple[PlannedSample, Clip]
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,27 @@ class PartJob:
     samples: tuple[PlannedSample, ...]
     bodies: BodySettings
     frame_tolerance: int | None
+    packed_sha256: tuple[str, ...] = ()  # of the packed sources
 
     @property
     def file_name(self) -> str:
         """part-00000.arrow and so on."""
         return f"part-{self.number:05d}.arrow"
 
-    @property
+    @cached_property
     def stamp(self) -> str:
-        """A hash over names, sizes and times of what it reads: equal when nothing was touched."""
-        places = [
-            [str(p), p.num_bytes, p.mtime_ns] if isinstance(p, ClipFile) else [str(p)]
-            for p in (sample.place for sample in self.samples)
+        """A hash over all that decides the part; of files names, sizes and times stand for it."""
+        samples = [
+            [
+                *(sample.sample_id, sample.label, sample.place.stamp, sample.video_frames),
+                *((entry.prompt_id, entry.request_key, entry.text) for entry in sample.captions),
+            ]
+            for sample in self.samples
         ]
-        return sha256_bytes(canonical_json(places).encode())
+        options = [self.format_name, self.family, self.bodies.model_dump(), self.frame_tolerance]
+        given = [schema.DATASET_SCHEMA_VERSION, options, self.packed_sha256, samples]
+        text = canonical_json(given)
+        return sha256_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 @dataclass(frozen=True)
@@ -101,13 +114,37 @@ def build_part(job: PartJob, packed: Mapping[Path, PackedSource] | None = None) 
         job: which samples.
         packed: the opened sources that rows of packed files lie in.
     """
-    rows: list[tuple[PlannedSample, Clip]] = []
-    left_out: list[LeftOut] = []
     digest = hashlib.sha256()
+    left_out: list[LeftOut] = []
+    counts: Counter[str] = Counter()
+    with ShardWriter(job.folder / job.file_name, schema.DATASET_SCHEMA) as writer:
+        for rows in _in_pieces(_rows(job, packed or {}, digest, left_out)):
+            writer.write(rows_table(rows, job.family))
+            counts["captions"] += sum(len(sample.captions) for sample, _ in rows)
+            counts["frames"] += sum(clip.joints.shape[1] for _, clip in rows)
+            counts["two_bodies"] += sum(clip.joints.shape[0] > 1 for _, clip in rows)
+    return PartResult(
+        job.number,
+        job.stamp,
+        writer.info,
+        tuple(left_out),
+        digest.hexdigest(),
+        num_captions=counts["captions"],
+        num_frames=counts["frames"],
+        num_two_bodies=counts["two_bodies"],
+    )
+
+
+def _rows(
+    job: PartJob,
+    packed: Mapping[Path, PackedSource],
+    digest: hashlib._Hash,
+    left_out: list[LeftOut],
+) -> Iterator[Row]:
+    """The samples that can be used, with their clips; the others go to `left_out`."""
     for sample in job.samples:
         try:
             if isinstance(sample.place, PackedRow):
-                assert packed is not None, "packed sources are read where they were opened"
                 clip = packed[sample.place.source].clip(sample.place.index)
                 digest.update(hashlib.sha256(clip.joints.tobytes()).digest())
             else:
@@ -121,31 +158,41 @@ def build_part(job: PartJob, packed: Mapping[Path, PackedSource] | None = None) 
         if mismatch:
             left_out.append(LeftOut(sample.sample_id, "frame-count", mismatch))
             continue
-        rows.append((sample, clip))
-    path = job.folder / job.file_name
-    shard = write_shard(path, rows_table(rows, job.family)) if rows else None
-    return PartResult(
-        job.number,
-        job.stamp,
-        shard,
-        tuple(left_out),
-        digest.hexdigest(),
-        num_captions=sum(len(sample.captions) for sample, _ in rows),
-        num_frames=sum(clip.joints.shape[1] for _, clip in rows),
-        num_two_bodies=sum(clip.joints.shape[0] > 1 for _, clip in rows),
-    )
+        yield sample, clip
 
 
-def rows_table(rows: Sequence[tuple[PlannedSample, Clip]], dataset: str) -> pa.Table:
+def _in_pieces(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows in lists of about PIECE_BYTES of joints, so that long clips do not fill the memory."""
+    piece: list[Row] = []
+    num_bytes = 0
+    for row in rows:
+        piece.append(row)
+        num_bytes += row[1].joints.nbytes
+        if num_bytes >= PIECE_BYTES:
+            yield piece
+            piece, num_bytes = [], 0
+    if piece:
+        yield piece
+
+
+def content_sha256(job: PartJob) -> str:
+    """What `build_part` gives as `content_sha256`, from files as they are now."""
+    digest = hashlib.sha256()
+    for sample in job.samples:
+        assert not isinstance(sample.place, PackedRow), "packed files have a hash of their own"
+        try:
+            data = read_clip(sample.place)
+        except ClipError:
+            continue
+        digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()
+
+
+def rows_table(rows: Sequence[Row], dataset: str) -> pa.Table:
     """Samples and their clips as a table of schema.DATASET_SCHEMA, in the order given."""
     samples = [sample for sample, _ in rows]
     clips = [clip for _, clip in rows]
     offsets = np.cumsum([0] + [clip.joints.size for clip in clips])
-    if offsets[-1] > np.iinfo(np.int32).max:
-        raise ValueError(
-            f"one part would hold {offsets[-1]} coordinates, more than a shard can address; "
-            "lower shard_rows"
-        )
     joints = np.concatenate([clip.joints.ravel() for clip in clips]) if clips else np.empty(0)
     sizes = [clip.image_size or (None, None) for clip in clips]
     columns = {

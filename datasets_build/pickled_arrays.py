@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9]\d{0,3}")
+_MAX_CHARACTER = 0x10FFFF  # Unicode's last
 _NOT_NUMPYS = "it makes an array in a way that NumPy does not write"
 
 Count = Callable[[int], None]  # told of what a call copies; raises ValueError when it is too much
@@ -81,7 +82,8 @@ class StoredArray:
         """The array, read-only.
 
         Raises:
-            ValueError: the content has another size than the shape, or see StoredBytes.read.
+            ValueError: the content has another size than the shape, or is no text where the dtype
+                is of text, or see StoredBytes.read.
             OSError: the file is gone.
         """
         content = self.content if isinstance(self.content, bytes) else self.content.read()
@@ -92,7 +94,22 @@ class StoredArray:
                 f"bytes, its content has {len(content)}"
             )
         array = np.frombuffer(content, self.dtype).reshape(self.stored_shape, order=self.order)
+        check_text(array)
         return array if self.axes is None else array.transpose(self.axes)
+
+
+def check_text(array: np.ndarray) -> None:
+    """Refuse text that holds what is no character: NumPy would make broken texts of it.
+
+    Raises:
+        ValueError: it does; arrays of other kinds are passed over.
+    """
+    if array.dtype.kind != "U":
+        return
+    code = np.dtype(np.uint32).newbyteorder(array.dtype.byteorder)
+    codes = np.ascontiguousarray(array).reshape(-1).view(code)
+    if (codes > _MAX_CHARACTER).any():
+        raise ValueError(f"a text holds {codes.max():#x}, which is no character")
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ from datasets_build.pickled_arrays import (
 
 MAX_OPCODES = 20_000_000  # our choice: some three times those of PYSKL's file of NTU RGB+D 120
 KEPT_BYTES = 512  # our choice: what is longer stays in the file
+BYTES_A_VALUE = 8  # our choice, see _Machine.bound: annotations of a single frame have 13
 MAX_NUMBER_BYTES = 255  # of a whole number; NumPy's widest has 8
 
 _PYTHON2_TEXT = re.compile(rb"""(['"])((?:[^\\]|\\(?:[\\'"nrt]|x[0-9a-f]{2}))*)\1""")
@@ -127,6 +128,7 @@ class _Machine:
         self.num_bytes = path.stat().st_size
         self.position = 0
         self.num_copied = 0
+        self.num_values = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -194,10 +196,15 @@ class _Machine:
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
+    def push_new(self, value: Any) -> None:
+        self.count_value()
+        self.push(value)
+
     def pop(self) -> Any:
         return self.stack.pop()
 
     def mark(self) -> None:
+        self.count_value()
         self.marks.append(self.stack)
         self.stack = []
 
@@ -216,9 +223,22 @@ class _Machine:
 
     def put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
+        self.bound(len(self.memo))
 
     def get(self, index: int) -> None:
         self.push(self.memo[index])
+
+    def count_value(self) -> None:
+        """Count a container, a mark or the result of a call."""
+        self.num_values += 1
+        self.bound(self.num_values)
+
+    def bound(self, num_values: int) -> None:
+        """Refuse more values than a file of this size can need: one byte of it can make one, which
+        takes up to 200 bytes of memory.
+        """
+        if num_values > 1_000 + self.num_bytes // BYTES_A_VALUE:
+            raise ValueError("it makes too many containers for a file of its size")
 
     def count_copies(self, num_items: int) -> None:
         """Hold what opcodes copy below the size of the file: a short pickle could repeat one."""
@@ -265,6 +285,7 @@ def _tuple(machine: _Machine, num: int) -> None:
     items = tuple(machine.stack[-num:])
     if len(items) != num:
         raise IndexError("a tuple lacks items")
+    machine.count_value()
     machine.stack[-num:] = [items]
 
 
@@ -344,7 +365,7 @@ def _call(machine: _Machine) -> None:
     arguments, function = machine.pop(), machine.pop()
     if not isinstance(function, FunctionType) or not isinstance(arguments, tuple):
         raise ValueError("it calls something that is no function")
-    machine.push(function(machine.count_copies, *arguments))
+    machine.push_new(function(machine.count_copies, *arguments))
 
 
 def _build(machine: _Machine) -> None:
@@ -400,15 +421,15 @@ _OPCODES: dict[bytes, Callable[[_Machine], object]] = {
     b"\x86": lambda m: _tuple(m, 2),
     b"\x87": lambda m: _tuple(m, 3),
     b"t": lambda m: m.push(tuple(m.pop_mark())),
-    b"]": lambda m: m.push([]),
+    b"]": lambda m: m.push_new([]),
     b"l": lambda m: m.push(m.pop_mark()),
     b"a": _append,
     b"e": _appends,
-    b"}": lambda m: m.push({}),
+    b"}": lambda m: m.push_new({}),
     b"d": lambda m: m.push(_as_dict(m.pop_mark())),
     b"s": _set_item,
     b"u": _set_items,
-    b"\x8f": lambda m: m.push(set()),
+    b"\x8f": lambda m: m.push_new(set()),
     b"\x90": _add_items,
     b"p": lambda m: m.put(int(m.number_line())),
     b"q": lambda m: m.put(m.number("<B")),

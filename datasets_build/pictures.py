@@ -165,8 +165,8 @@ def write_animation(
     suffix = path.suffix.lower()
     if suffix not in ANIMATION_SUFFIXES:
         raise ValueError(f"{path}: a film's name ends in {' or '.join(ANIMATION_SUFFIXES)}")
-    if not 0 < fps <= 1000:
-        raise ValueError(f"{fps:g} frames a second cannot be shown; give more than 0, at most 1000")
+    if not 0.1 <= fps <= 1000:
+        raise ValueError(f"{fps:g} frames a second cannot be shown; give 0.1 to 1000")
     every = math.ceil(fps / _GIF_MOST_FPS) if suffix == ".gif" else 1
     images = draw_animation(joints, skeleton, title=title, caption=caption, every=every)
     encode = _gif if suffix == ".gif" else _mp4

@@ -383,11 +383,11 @@ def read_lines(path: Path, *, what: str) -> list[str]:
         FileNotFoundError: no such file.
         ValueError: it is not text, or empty.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a text file with one {what} a line")
+    if not path.exists() or path.is_dir():
+        raise FileNotFoundError(f"{path} is no file; give a text file with one {what} a line")
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a text file with one {what} a line ({error})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -19,17 +19,18 @@ import numpy as np
 
 from datasets_build import schema
 from datasets_build.dataset import SkeletonDataset, joints_of_table
-from datasets_build.generic import MAX_COORDINATE_PX
+from datasets_build.generic_shapes import MAX_ID_LENGTH, check_numbers, is_name
 from datasets_build.joints import SKELETONS, Skeleton
 from datasets_build.layouts import MAX_CLASSES
 from datasets_build.npz_files import ExportSummary
-from datasets_build.ntu import MAX_COORDINATE_M, MAX_FRAMES
-from datasets_build.packed import ListedSplit, PackedRow
+from datasets_build.ntu import MAX_FRAMES
+from datasets_build.packed import ListedSplit, PackedSource
 from datasets_build.pickled_arrays import StoredArray
 from datasets_build.pickles import pickled, read_pickle
 from datasets_build.progress import Progress
 from datasets_build.protocols import GENERIC, Protocol, SampleIds
 from datasets_build.pyskl_samples import (
+    benchmark_labels,
     check_labels,
     checked_class_names,
     known_samples,
@@ -46,8 +47,8 @@ MAX_IMAGE_PX = 100_000  # our choice: wider than any picture
 _NUM_BODIES = "num_bodies"
 
 
-class PysklSource:
-    """An opened annotation file, see packed.PackedSource; its joints stay in the file.
+class PysklSource(PackedSource):
+    """An opened annotation file; its joints stay in the file.
 
     It may be used by several processes, and holds no open file.
     """
@@ -63,20 +64,8 @@ class PysklSource:
         splits: tuple[ListedSplit, ...],
     ) -> None:
         """See `open_pyskl`; `samples` are the ids of the annotations."""
-        self.path = path
-        self.skeleton = skeleton
-        self.dataset = samples[0].dataset
-        self.class_names = class_names
-        self.splits = splits
+        super().__init__(path, samples, skeleton=skeleton, class_names=class_names, splits=splits)
         self._annotations = annotations
-        self._samples = samples
-
-    def rows(self) -> list[PackedRow]:
-        """See packed.PackedSource."""
-        return [
-            PackedRow(self.path, index, str(ids.sample_id), ids)
-            for index, ids in enumerate(self._samples)
-        ]
 
     def clip(self, index: int) -> Clip:
         """The joints of one annotation, without bodies that are zeros in every frame.
@@ -86,7 +75,7 @@ class PysklSource:
 
         Raises:
             ClipError: with reason no_keypoints, bad_shape, bad_count, no_body, no_frames,
-                bad_number, not_finite, out_of_range or bad_image_size.
+                bad_number, not_finite, out_of_range, bad_image_size or no_image_size.
         """
         annotation = self._annotations[index]
         skeleton = self.skeleton
@@ -100,7 +89,7 @@ class PysklSource:
         if skeleton.has_score:
             channels.append(_scores(annotation.get("keypoint_score"), shape[:3])[..., None])
         joints = np.concatenate(channels, axis=-1)  # (M, T, V, C)
-        _check_numbers(joints, skeleton)
+        check_numbers(joints, skeleton)
         seen = np.flatnonzero(joints[..., : skeleton.joint_dims].any(axis=(1, 2, 3)))
         if annotation.get(_NUM_BODIES) == len(joints):
             seen = np.arange(len(joints))
@@ -124,9 +113,9 @@ def open_pyskl(
 ) -> PysklSource:
     """Open an annotation file of PYSKL, without its joints.
 
-    Where every frame_dir is an NTU name the family is "ntu", likewise "nw-ucla"; the ids then tell
-    the splits. All others are "generic": the frame_dir is the sample_id, and the splits are those
-    of the file (see pyskl_samples.py).
+    Where every frame_dir is an NTU name the family is "ntu", likewise "nw-ucla". All others are
+    "generic": the frame_dir is the sample_id. The splits of the file come along, but those that a
+    published protocol makes (see pyskl_samples.listed_splits).
 
     Args:
         path: the .pkl.
@@ -144,25 +133,25 @@ def open_pyskl(
     labels = [annotation["label"] for annotation in annotations]
     skeleton = _skeleton(path, annotations, layout)
     samples, family = known_samples(path, names)
-    if family != GENERIC:
+    if family == GENERIC:
+        samples = [
+            SampleIds(GENERIC, action_id=label + 1, sample_id=name)
+            for name, label in zip(names, labels, strict=True)
+        ]
+        class_names = checked_class_names(path, labels, class_names)
+    else:
         if class_names is not None:
             raise ValueError(
                 f"{path} holds {family} samples, whose class names are known; give none"
             )
         check_labels(path, samples, labels)
-        return PysklSource(
-            path, annotations, samples=samples, skeleton=skeleton, class_names=None, splits=()
-        )
     return PysklSource(
         path,
         annotations,
-        samples=[
-            SampleIds(GENERIC, action_id=label + 1, sample_id=name)
-            for name, label in zip(names, labels, strict=True)
-        ],
+        samples=samples,
         skeleton=skeleton,
-        class_names=checked_class_names(path, labels, class_names),
-        splits=listed_splits(path, split, set(names)),
+        class_names=class_names,
+        splits=listed_splits(path, split, dict(zip(names, samples, strict=True))),
     )
 
 
@@ -183,6 +172,11 @@ def _content(path: Path, value: Any) -> tuple[list[dict[str, Any]], dict[str, An
         name, label = annotation.get("frame_dir"), annotation.get("label")
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where} has no 'frame_dir', the name of its sample")
+        if not is_name(name):
+            raise ValueError(
+                f"{where} has the frame_dir {name[:60]!r}; a sample's name has 1 .. "
+                f"{MAX_ID_LENGTH} printable characters and no space around it"
+            )
         if isinstance(label, bool) or not isinstance(label, int | np.integer):
             raise ValueError(
                 f"{where} ({name}) has a {type(label).__name__} as its 'label', not a whole number"
@@ -266,21 +260,14 @@ def _numbers(array: StoredArray) -> np.ndarray:
         raise ClipError("bad_number", str(error)) from error
 
 
-def _check_numbers(joints: np.ndarray, skeleton: Skeleton) -> None:
-    """Refuse what no camera sees; scores are held below the same limit."""
-    if not np.isfinite(joints).all():
-        raise ClipError("not_finite", "a coordinate or a score is NaN or infinite")
-    limit, unit = (MAX_COORDINATE_M, "m") if skeleton.joint_dims == 3 else (MAX_COORDINATE_PX, "px")
-    furthest = float(np.abs(joints).max())
-    if furthest > limit:
-        raise ClipError("out_of_range", f"a joint has a coordinate of {furthest:.6g} {unit}")
-
-
-def _image_size(annotation: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(width, height) of the picture that the joints lie in, None where it is not told."""
+def _image_size(annotation: Mapping[str, Any]) -> tuple[int, int]:
+    """(width, height) of the picture that 2-D joints lie in."""
     size = annotation.get("img_shape") or annotation.get("original_shape")
     if size is None:
-        return None
+        raise ClipError(
+            "no_image_size",
+            "joints in pixels need the size of their picture; add 'img_shape', its (height, width)",
+        )
     is_pair = isinstance(size, tuple | list) and len(size) == 2
     if not is_pair or not all(
         isinstance(n, int | np.integer) and 1 <= n <= MAX_IMAGE_PX for n in size
@@ -299,7 +286,8 @@ def export_pyskl(
 
     Joints are float32 as they are stored, neither centred (PYSKL does that when it loads) nor
     filled up with a second body; nothing is lost, while PYSKL's own files are float16. Python 3
-    loads the file with any NumPy.
+    loads the file with any NumPy. Labels are the benchmark's for NTU's and NW-UCLA's samples, which
+    tell their actions in their names; of others those of the data set.
 
     Args:
         dataset: every sample of it is written, in its order.
@@ -354,6 +342,7 @@ def _annotations(
 ) -> Iterator[dict[str, Any]]:
     """The annotation of every sample; its name enters the splits it belongs to."""
     columns = [name for name in schema.DATASET_SCHEMA.names if name != schema.CAPTIONS]
+    label_of = _label_of(dataset)
     for table in dataset.tables(columns):
         rows = table.drop_columns([schema.JOINTS]).to_pylist()
         clips = joints_of_table(table, dataset.skeleton)
@@ -362,15 +351,25 @@ def _annotations(
                 part = protocol.split_of_row(row)
                 if part is not None:
                     splits[names_of[part]].append(row[schema.SAMPLE_ID])
-            yield _annotation(row, joints, dataset.skeleton)
+            label = label_of[row[schema.ACTION_ID]]
+            yield _annotation(row, joints, label=label, skeleton=dataset.skeleton)
         progress.advance(table.num_rows)
 
 
-def _annotation(row: Mapping[str, Any], joints: np.ndarray, skeleton: Skeleton) -> dict[str, Any]:
+def _label_of(dataset: SkeletonDataset) -> dict[int, int]:
+    """action_id to the label that is written."""
+    if dataset.family == GENERIC:
+        return {entry.action_id: entry.label for entry in dataset.classes}
+    return benchmark_labels(dataset.family)
+
+
+def _annotation(
+    row: Mapping[str, Any], joints: np.ndarray, *, label: int, skeleton: Skeleton
+) -> dict[str, Any]:
     dims = skeleton.joint_dims
     annotation = {
         "frame_dir": row[schema.SAMPLE_ID],
-        "label": row[schema.LABEL],
+        "label": label,
         "total_frames": row[schema.NUM_FRAMES],
         "keypoint": joints[..., :dims],  # (M, T, V, 2 or 3)
         _NUM_BODIES: len(joints),
@@ -389,5 +388,11 @@ def _notes(dataset: SkeletonDataset, splits: Mapping[str, Sequence[str]]) -> tup
     notes = [f"{dataset.num_rows} annotations; joints are float32 (PYSKL's own files: float16)"]
     if not splits:
         notes.append("no protocol was given: the file is a bare list, read it with split=None")
+    label_of = _label_of(dataset)
+    if any(label_of.get(entry.action_id) != entry.label for entry in dataset.classes):
+        notes.append(
+            f"labels are the benchmark's, of all its {len(label_of)} classes; the data set numbers "
+            f"its {dataset.num_classes} classes in another way"
+        )
     notes += [f"there is no sample in {name}" for name, samples in splits.items() if not samples]
     return tuple(notes)

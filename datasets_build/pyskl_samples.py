@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets_build.packed import ListedSplit
 from datasets_build.pickled_arrays import StoredArray
-from datasets_build.protocols import GENERIC, Protocol, SampleIds, class_list, ids_of_name
+from datasets_build.protocols import (
+    GENERIC,
+    PROTOCOLS,
+    Protocol,
+    SampleIds,
+    Split,
+    class_list,
+    ids_of_name,
+)
 
 # As the configs of PYSKL spell them.
 _PREFIXES = {
@@ -37,14 +45,19 @@ def known_samples(path: Path, names: Sequence[str]) -> tuple[list[SampleIds], st
     return [ids for ids in samples if ids is not None], next(iter(families))
 
 
+def benchmark_labels(dataset: str) -> dict[int, int]:
+    """action_id to label in the class list of a known family."""
+    classes = class_list(dataset, 120)  # of NTU all; the other family has one list
+    return {action_id: label for label, (action_id, _) in enumerate(classes)}
+
+
 def check_labels(path: Path, samples: Sequence[SampleIds], labels: Sequence[int]) -> None:
     """Hold the labels of a known family against the action numbers in its names.
 
     Raises:
         ValueError: names the first sample whose label is another one.
     """
-    classes = class_list(samples[0].dataset, 120)  # of NTU all; the other family has one list
-    label_of = {action_id: label for label, (action_id, _) in enumerate(classes)}
+    label_of = benchmark_labels(samples[0].dataset)
     for ids, label in zip(samples, labels, strict=True):
         expected = label_of.get(ids.action_id)
         if label != expected:
@@ -107,51 +120,81 @@ def split_names(protocols: Sequence[Protocol]) -> list[dict[str, str]]:
     return names
 
 
-def listed_splits(path: Path, split: dict[Any, Any], names: set[str]) -> tuple[ListedSplit, ...]:
+def listed_splits(
+    path: Path, split: dict[Any, Any], samples: Mapping[str, SampleIds]
+) -> tuple[ListedSplit, ...]:
     """The splits of a file: xsub_train and xsub_val are "xsub", train1 and test1 "split1", train
-    and val (or test) "default".
+    and val (or test) "default". A published protocol's name gets "pyskl-" before it.
 
+    Left out is a split that a published protocol makes of these samples, too: the ids tell it.
     Where there are three parts, "test" is the test part and "val" is left out. What does not pair
     up or cannot be used is left out too; the log says so.
 
     Args:
         path: the file, for the log.
         split: frame_dirs by name, as in the file.
-        names: every frame_dir that has an annotation; others are left out.
+        samples: the ids of every frame_dir that has an annotation; others are left out.
+
+    Raises:
+        ValueError: an array of names cannot be read.
     """
     parts: dict[str, dict[str, tuple[str, ...]]] = {}
     for key, listed in split.items():
         match = _NAME.fullmatch(key.lower()) if isinstance(key, str) else None
-        samples = _samples(listed)
-        if match is None or samples is None:
+        listed = _names_in(path, key, listed)
+        if match is None or listed is None:
             _log.warning("%s: split %.80r is left out: no part of a pair we know", path, key)
             continue
-        known = tuple(name for name in samples if name in names)
-        if len(known) < len(samples):
-            num = len(samples) - len(known)
+        known = dict.fromkeys(str(samples[name].sample_id) for name in listed if name in samples)
+        num = sum(name not in samples for name in listed)
+        if num:
             _log.warning("%s: %d samples of split %s have no annotation", path, num, key)
         of = parts.setdefault(_name(match), {})
         if match[2] in of:
             _log.warning("%s: split %s is left out: it is there twice", path, key)
         elif known:
-            of[match[2]] = known
+            of[match[2]] = tuple(known)
     found = [_paired(path, name, of) for name, of in parts.items()]
-    return tuple(pair for pair in found if pair is not None)
+    published = _published_splits(samples.values()) if any(found) else []
+    return tuple(
+        pair
+        for pair in found
+        if pair is not None and (set(pair.train), set(pair.test)) not in published
+    )
+
+
+def _published_splits(samples: Collection[SampleIds]) -> list[tuple[set[str], set[str]]]:
+    """The training and the test sample_ids under each published protocol of the samples."""
+    splits = []
+    for protocol in PROTOCOLS.values():
+        of: dict[Split | None, set[str]] = defaultdict(set)
+        for ids in samples:
+            of[protocol.split(ids)].add(str(ids.sample_id))
+        splits.append((of["train"], of["test"]))
+    return splits
 
 
 def _name(match: re.Match[str]) -> str:
-    """The name for --protocol: lower case letters, digits and "-"."""
+    """The name for --protocol: lower case letters, digits and "-", and no published protocol's."""
     prefix = re.sub(r"[^a-z0-9]+", "-", match[1] or "").strip("-")
     number = match[3]
     if prefix:
-        return f"{prefix}-{number}" if number else prefix
+        name = f"{prefix}-{number}" if number else prefix
+        return f"pyskl-{name}" if name in PROTOCOLS else name
     return f"split{number}" if number else "default"
 
 
-def _samples(listed: Any) -> tuple[str, ...] | None:
-    """The names in a list, a tuple, a set or an array; None where it is something else."""
+def _names_in(path: Path, key: Any, listed: Any) -> tuple[str, ...] | None:
+    """The names in a list, a tuple, a set or an array; None where it is something else.
+
+    Raises:
+        ValueError: an array cannot be read.
+    """
     if isinstance(listed, StoredArray):
-        listed = listed.read().tolist()
+        try:
+            listed = listed.read().tolist()
+        except (ValueError, OSError, OverflowError) as error:
+            raise ValueError(f"{path}: split {key!r:.80} cannot be read: {error}") from error
     if not isinstance(listed, list | tuple | set):
         return None
     if not all(isinstance(name, str) for name in listed):

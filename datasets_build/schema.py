@@ -49,6 +49,20 @@ JOINTS = "joints"
 CAPTIONS = "captions"
 TEXT = "text"
 
+# What tells a row of a data set from others; joints and captions apart.
+ID_COLUMNS = (
+    SAMPLE_ID,
+    DATASET,
+    LABEL,
+    ACTION_ID,
+    SETUP_ID,
+    CAMERA_ID,
+    SUBJECT_ID,
+    REPETITION_ID,
+    NUM_FRAMES,
+    NUM_BODIES,
+)
+
 # The outcomes of one caption request: every planned request ends as exactly one row.
 STATUS_SUCCESS = "success"
 STATUS_TRUNCATED = "truncated"  # the token limit ended it

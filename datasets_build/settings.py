@@ -22,7 +22,9 @@ else:
 class Settings(BaseModel):
     """Base of every section of a recipe: frozen, unknown keys refused, defaults checked too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

@@ -7,15 +7,16 @@ without an error, so the index (row counts, hashes) decides what exists: no entr
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
-from datasets_build.manifest import read_json, sha256_bytes, sha256_file, write_bytes_atomic
+from datasets_build.manifest import read_json, sha256_file
 
 ROWS_PER_BATCH = 1024  # our choice: a few hundred kB of captions, about 100 MB of skeletons
 
@@ -30,18 +31,62 @@ class ShardInfo:
     sha256: str
 
 
+class ShardWriter:
+    """Writes one shard table by table; the file stands under its name when it is whole.
+
+    Equal tables in equal order give equal bytes. Leaving the context with an error, or without a
+    table, leaves no file.
+
+    Args:
+        path: the shard.
+        columns: its schema.
+    """
+
+    def __init__(self, path: Path, columns: pa.Schema) -> None:
+        self._path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._columns = columns
+        self._num_rows: int | None = None  # None: no table yet
+        self.info: ShardInfo | None = None  # once the context has ended
+
+    def __enter__(self) -> ShardWriter:
+        self._file = self._temporary.open("wb")
+        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+        self._writer = pa.ipc.new_stream(self._file, self._columns, options=options)
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add the rows of a table."""
+        for batch in table.combine_chunks().to_batches(max_chunksize=ROWS_PER_BATCH):
+            self._writer.write_batch(batch)
+        self._num_rows = (self._num_rows or 0) + table.num_rows
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+            if kind is not None or self._num_rows is None:
+                self._temporary.unlink(missing_ok=True)
+        if kind is None and self._num_rows is not None:
+            num_bytes, sha256 = self._temporary.stat().st_size, sha256_file(self._temporary)
+            self._temporary.replace(self._path)
+            self.info = ShardInfo(self._path.name, self._num_rows, num_bytes, sha256)
+
+
 def write_shard(path: Path, table: pa.Table) -> ShardInfo:
     """Write one shard atomically; equal tables give equal bytes."""
-    buffer = io.BytesIO()
-    options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
-    with pa.ipc.new_stream(buffer, table.schema, options=options) as writer:
-        for batch in table.combine_chunks().to_batches(max_chunksize=ROWS_PER_BATCH):
-            writer.write_batch(batch)
-    data = buffer.getvalue()
-    write_bytes_atomic(path, data)
-    return ShardInfo(
-        file=path.name, num_rows=table.num_rows, num_bytes=len(data), sha256=sha256_bytes(data)
-    )
+    with ShardWriter(path, table.schema) as writer:
+        writer.write(table)
+    assert writer.info is not None, "a table was written"
+    return writer.info
 
 
 def index_entries(shards: Sequence[ShardInfo]) -> list[dict[str, Any]]:

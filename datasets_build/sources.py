@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class ClipFile:
         """The name without its suffix."""
         return self.name.rsplit(".", 1)[0]
 
+    @property
+    def stamp(self) -> tuple[str, int, int | None, int | None]:
+        """Equal as long as nobody touched it, wherever its folder or zip lies."""
+        return (self.member, self.num_bytes, self.crc32, self.mtime_ns)
+
     def __str__(self) -> str:
         return f"{self.container}{'!' if self.is_zipped else '/'}{self.member}"
 
@@ -132,6 +138,11 @@ def read_clip(file: ClipFile) -> bytes:
         raise ClipError("cannot_read", f"{type(error).__name__}: {error}") from error
 
 
+def printable(name: str) -> str:
+    """A file name as text: what the file system holds beside text is written as backslashes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def leaves_its_folder(member: str) -> bool:
     """Whether a zip entry's name points outside: absolute, with a drive, or through ".."."""
     path = PurePosixPath(member.replace("\\", "/"))
@@ -153,23 +164,38 @@ def describe_content(files: list[ClipFile]) -> str:
 
 
 def _in_folder(folder: Path) -> Iterator[ClipFile]:
-    for where, sub_folders, names in os.walk(folder):
+    seen: set[str] = set()
+    for where, sub_folders, names in os.walk(folder, onerror=_stop, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:  # a link back
+            sub_folders.clear()
+            continue
+        seen.add(real)
         sub_folders[:] = sorted(name for name in sub_folders if not name.startswith("."))
         for name in names:
             path = Path(where) / name
-            if not name.startswith(".") and path.is_file():
-                member = path.relative_to(folder).as_posix()
-                stat = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                status = path.lstat()  # a link to nothing: `read_clip` says so
+            is_file = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
+            if is_file and not name.startswith("."):
                 yield ClipFile(
                     folder,
-                    member,
+                    path.relative_to(folder).as_posix(),
                     is_zipped=False,
-                    num_bytes=stat.st_size,
-                    mtime_ns=stat.st_mtime_ns,
+                    num_bytes=status.st_size,
+                    mtime_ns=status.st_mtime_ns,
                 )
 
 
+def _stop(error: OSError) -> None:
+    raise error
+
+
 def _is_zip(path: Path) -> bool:
+    with path.open("rb"):  # is_zipfile takes a file that it may not read for another kind
+        pass
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -226,9 +252,14 @@ class _BoundedReads(io.FileIO):
         self.close()  # ZipFile leaves a file that it was given open; the cache drops both
 
 
-@lru_cache(maxsize=8)
 def _opened_zip(path: Path) -> zipfile.ZipFile:
     """The zip, its directory read once a process: NTU's has tens of thousands of entries."""
+    status = path.stat()
+    return _opened_zip_of(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _opened_zip_of(path: Path, version: tuple[int, int, int]) -> zipfile.ZipFile:
     try:
         opened = zipfile.ZipFile(_BoundedReads(path))
         # A zip bomb's entries share their compressed bytes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from datasets_build.dataset import SkeletonDataset
 from datasets_build.joints import Skeleton, skeleton_from_json, skeleton_named
-from datasets_build.manifest import fingerprint, read_json
+from datasets_build.manifest import read_json
 from datasets_build.protocols import Protocol
 from training.checkpoint import MADE_BY
 from training.config import ModelConfig, TrainConfig
@@ -44,7 +44,7 @@ class RunRecord:
         dataset_fingerprint: identifies its content.
         skeleton: its layout.
         classes: its classes in label order, {label, action_id, name} each.
-        protocol_fingerprint: see the function of that name; None in runs of earlier versions.
+        protocol_fingerprint: see Protocol.fingerprint; None in runs of earlier versions.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class RunRecord:
         Raises:
             ValueError: it is.
         """
-        if self.protocol_fingerprint not in (None, protocol_fingerprint(protocol)):
+        if self.protocol_fingerprint not in (None, protocol.fingerprint):
             raise ValueError(
                 f"{self.folder} was trained under protocol {protocol.name}, whose rule has changed "
                 f"since (now: {protocol.rule}), so that a test sample may be one it was trained "
@@ -123,16 +123,6 @@ def class_entries(dataset: SkeletonDataset) -> list[dict[str, Any]]:
         {"label": entry.label, "action_id": entry.action_id, "name": entry.name}
         for entry in dataset.classes
     ]
-
-
-def protocol_fingerprint(protocol: Protocol) -> str:
-    """Identifies what a protocol makes of samples; its name and its wording do not count."""
-    parts: dict[str, Any] = {}
-    for field in fields(protocol):
-        value = getattr(protocol, field.name)
-        if field.name not in ("name", "source", "rule"):
-            parts[field.name] = sorted(map(str, value)) if isinstance(value, frozenset) else value
-    return fingerprint(parts)
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -10,7 +10,7 @@ import numpy as np
 from datasets_build.bodies import centred
 from datasets_build.joints import Skeleton
 from datasets_build.nwucla import published_coordinates
-from datasets_build.protocols import NW_UCLA
+from datasets_build.protocols import NTU, NW_UCLA
 
 MIN_SCORE = 0.01  # PYSKL's PreNormalize2D: joints that were found with no more count as unseen
 
@@ -63,7 +63,7 @@ def relative_joints(
         )  # (M, T, V)
         coordinates[...] = (coordinates - half) / half * is_seen[..., None]
     elif view == "ntu":
-        coordinates[...] = centred(coordinates, centre=skeleton.centre)
+        coordinates[...] = centred(coordinates, centre=skeleton.centre, as_original=family == NTU)
     elif family == NW_UCLA:
         published = published_coordinates(coordinates)
         coordinates[...] = published - published[0, 0, skeleton.centre]

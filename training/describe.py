@@ -226,6 +226,7 @@ def _file(loaded: LoadedRun, path: Path) -> SkeletonStore:
         config=loaded.record.config.data,
         second_body=loaded.dataset.second_body_for(loaded.protocol),
         device=loaded.device,
+        family=loaded.dataset.family,
     )
 
 

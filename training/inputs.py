@@ -5,6 +5,7 @@ Shapes: n samples of a split, M bodies, T frames, V joints, C channels.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +22,7 @@ from training.loading import part_stores, read_index
 
 # T of each view where none is asked for: CTR-GCN's window sizes (protocols.md sections 3 and 5).
 NUM_FRAMES: dict[View, int] = {"ntu": 64, "ucla": 52}
-_BATCH = 256  # samples; our choice: 10 MB of NTU inputs
+_BATCH_BYTES = 1 << 25  # inputs made at once; our choice
 
 
 def default_view(family: str) -> View:
@@ -43,8 +44,8 @@ def export_inputs(
     """Write the test inputs of one split and stream: sample_id, label, x.
 
     The samples go through the store that training and evaluation read, in the fixed view of tests,
-    and stand in the order of the data set (by sample_id). No more than a part of the data set is in
-    memory at a time. Captions are not read.
+    and stand in the order of the data set's rows (packed sources keep the order of their file). No
+    more than a part of the data set is in memory at a time. Captions are not read.
 
     Args:
         dataset: the opened data set.
@@ -77,6 +78,7 @@ def export_inputs(
     n, skeleton = len(index), dataset.skeleton
     shape = (n, skeleton.num_bodies, config.num_frames, skeleton.num_joints, skeleton.num_channels)
     text = f"<U{max(map(len, index))}"
+    step = max(1, _BATCH_BYTES // (4 * math.prod(shape[1:])))
     progress.start("export", n)
     with NpzWriter(path) as writer:
         with writer.array("sample_id", (n,), text) as names:
@@ -85,8 +87,8 @@ def export_inputs(
             labels.append(np.array([entry.label for entry in index.values()]))
         with writer.array("x", shape, np.float32) as inputs:
             for store in part_stores(dataset, protocol, index, config, device=torch.device("cpu")):
-                for start in range(0, len(store), _BATCH):
-                    picks = store.in_order().part(start, start + _BATCH)
+                for start in range(0, len(store), step):
+                    picks = store.in_order().part(start, start + step)
                     inputs.append(store.batch(picks, training=False).x.numpy())  # (N, M, T, V, C)
                     progress.advance(len(picks))
     progress.finish()

@@ -26,18 +26,6 @@ from training.config import DataConfig
 from training.coordinates import relative_joints
 from training.skeleton_data import SkeletonStore
 
-_ID_COLUMNS = (
-    schema.SAMPLE_ID,
-    schema.DATASET,
-    schema.LABEL,
-    schema.ACTION_ID,
-    schema.SETUP_ID,
-    schema.CAMERA_ID,
-    schema.SUBJECT_ID,
-    schema.REPETITION_ID,
-    schema.NUM_FRAMES,
-    schema.NUM_BODIES,
-)
 _CLIP_COLUMNS = (
     schema.SAMPLE_ID,
     schema.NUM_FRAMES,
@@ -171,7 +159,7 @@ def read_index(
     _check_view(dataset.skeleton, view)
     wanted = None if sample_ids is None else set(sample_ids)
     index: dict[str, SplitEntry] = {}
-    for table in dataset.tables(list(_ID_COLUMNS)):
+    for table in dataset.tables(list(schema.ID_COLUMNS)):
         for row in table.to_pylist():
             name = row[schema.SAMPLE_ID]
             if protocol.split_of_row(row) != split or (wanted is not None and name not in wanted):

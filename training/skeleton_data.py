@@ -6,7 +6,8 @@ body and frame), L tokens.
 All joints of a split lie in one flat tensor (R, V, C); a batch is one gather, the view and the
 stream follow on the device (transforms.py, streams.py). No sample is touched by Python once
 training runs. A split that is larger than `resident_gib` lies in an unnamed memory-mapped file
-instead, from which the rows of a batch are gathered on the host.
+instead, from which the rows of a batch are gathered on the host. A view takes all frames of the
+clips, padded to the longest; where that would be too much at once, a batch is viewed in pieces.
 
 Captions of samples that are not in the training split are never read.
 """
@@ -38,6 +39,10 @@ from training.transforms import (
 # odd 64-bit number (the golden ratio's, as splitmix64 uses), so that keys of different passes never
 # meet.
 _PASS_STEP = np.int64(-7046029254386353131)
+
+# Padded clips that a view takes at once, in bytes. Our choice: 372 clips of 300 frames, two bodies
+# and 25 joints, so that batches of NTU and NW-UCLA stay whole.
+_PADDED_BYTES = 1 << 26
 
 # texts, max_tokens -> tokens (n, L) and mask (n, L): training.models.language_model's tokenize
 Tokenize = Callable[[list[str], int], tuple[Tensor, Tensor]]
@@ -220,6 +225,30 @@ class SkeletonStore:
             epoch: 0-based; used for training only.
             training: random view, or the fixed one of tests.
         """
+        step = self._num_at_once(picks)
+        views = [
+            self._view(picks.part(start, start + step), seed=seed, epoch=epoch, training=training)
+            for start in range(0, len(picks), step)
+        ]
+        x = torch.cat(views) if len(views) > 1 else views[0]  # (N, M, T, V, C)
+        x = apply_stream(x, self.skeleton, self.config.stream)
+        label = self._table[picks.index_device, 3]
+        tokens = mask = None
+        if picks.caption is not None and self._captions is not None:
+            longest = int(self._captions.num_tokens[picks.caption].max())
+            tokens = self._captions.tokens[picks.caption_device, :longest].long()  # (N, L)
+            mask = self._captions.mask[picks.caption_device, :longest]  # (N, L)
+        return SkeletonBatch(x, label, picks.key, tokens, mask)
+
+    def _num_at_once(self, picks: Picks) -> int:
+        """How many of the picks a view takes at once, padded to the longest of them all."""
+        skeleton = self.skeleton
+        frame_bytes = 4 * skeleton.num_bodies * skeleton.num_joints * skeleton.num_channels
+        longest = int(self.lengths[picks.index].max())
+        return max(1, _PADDED_BYTES // (frame_bytes * longest))
+
+    def _view(self, picks: Picks, *, seed: int, epoch: int, training: bool) -> Tensor:
+        """The picks cut to the view, (N, M, T, V, C)."""
         config = self.config
         table = self._table[picks.index_device]  # (N, 4)
         lengths = table[:, 1]
@@ -228,34 +257,29 @@ class SkeletonStore:
             draws = None
             if training:
                 draws = sample_draws(seed, epoch, picks.key, ucla_num_draws(config.num_frames))
-            x = ucla_view(
+            return ucla_view(
                 x,
                 lengths,
                 num_frames=config.num_frames,
                 training=training,
                 draws=draws,
                 centre=self.skeleton.centre,
-            )  # (N, 1, T, V, C)
-        else:
-            draws = sample_draws(seed, epoch, picks.key, NTU_DRAWS) if training else None
-            x = ntu_view(
-                x,
-                lengths,
-                num_frames=config.num_frames,
-                training=training,
-                draws=draws,
-                joint_dims=self.skeleton.joint_dims,
-            )  # (N, M, T, V, C)
-        x = apply_stream(x, self.skeleton, config.stream)
-        tokens = mask = None
-        if picks.caption is not None and self._captions is not None:
-            longest = int(self._captions.num_tokens[picks.caption].max())
-            tokens = self._captions.tokens[picks.caption_device, :longest].long()  # (N, L)
-            mask = self._captions.mask[picks.caption_device, :longest]  # (N, L)
-        return SkeletonBatch(x, table[:, 3], picks.key, tokens, mask)
+            )
+        draws = sample_draws(seed, epoch, picks.key, NTU_DRAWS) if training else None
+        return ntu_view(
+            x,
+            lengths,
+            num_frames=config.num_frames,
+            training=training,
+            draws=draws,
+            joint_dims=self.skeleton.joint_dims,
+        )
 
     def _padded(self, picks: Picks, table: Tensor) -> Tensor:
-        """Joints of the picks, (N, M, Tmax, V, C); frames behind a clip's end repeat its last."""
+        """Joints of the picks, (N, M, Tmax, V, C); frames behind a clip's end repeat its last.
+
+        Unseen bodies are zeros; with the policy "copy" an unseen second one is a copy of the first.
+        """
         num_bodies = self.skeleton.num_bodies
         longest = int(self.lengths[picks.index].max())
         if self._rows is not None:
@@ -265,13 +289,14 @@ class SkeletonStore:
         lengths, bodies = table[:, 1], table[:, 2]
         frame = torch.arange(longest, device=self.device)
         frame = torch.minimum(frame[None], lengths[:, None] - 1)  # (N, Tmax)
-        body = torch.arange(num_bodies, device=self.device)[None]  # (1, M)
-        is_seen = body < bodies[:, None]  # (N, M)
-        body = body * is_seen  # unseen bodies read the first
+        slot = torch.arange(num_bodies, device=self.device)[None]  # (1, M)
+        is_seen = slot < bodies[:, None]  # (N, M)
+        is_kept = is_seen | (slot == 1) if self._copies_body else is_seen
+        body = slot * is_seen  # unseen bodies read the first
         at = starts[:, None] + body * lengths[:, None]  # (N, M)
         x = rows[at[:, :, None] + frame[:, None]]  # (N, M, Tmax, V, C)
-        if num_bodies > 1 and not self._copies_body:
-            x = x * is_seen[:, :, None, None, None]
+        if num_bodies > 1:
+            x *= is_kept[:, :, None, None, None]
         return x
 
     def _fetched(self, index: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,6 @@ from training.build import (
     build_method,
     class_entries,
     pick_device,
-    protocol_fingerprint,
     read_run,
 )
 from training.checkpoint import (
@@ -98,7 +97,7 @@ def run(config: TrainConfig, progress: Progress) -> TrainSummary:
         **config.request(),
         "dataset_fingerprint": dataset.fingerprint,
         "protocol": protocol.name,
-        "protocol_fingerprint": protocol_fingerprint(protocol),
+        "protocol_fingerprint": protocol.fingerprint,
     }
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
@@ -141,7 +140,7 @@ def _train(
         dataset_fingerprint=dataset.fingerprint,
         skeleton=dataset.skeleton,
         classes=class_entries(dataset),
-        protocol_fingerprint=protocol_fingerprint(protocol),
+        protocol_fingerprint=protocol.fingerprint,
     )
     with seeded(loop.seed, "weights"):
         method = build_method(

@@ -24,7 +24,7 @@ def test_all_golden_sequences_equal_ctrgcns_arrays(shared):
             stream = tar.extractfile(member)
             assert stream is not None
             joints = select_bodies(read_skeleton(stream.read()), DEFAULT)
-            ours = with_second_body(centred(joints), "zeros")  # (2, T, 25, 3)
+            ours = with_second_body(centred(joints, as_original=True), "zeros")  # (2, T, 25, 3)
             ours = ours.transpose(1, 0, 2, 3).reshape(-1, 150)
             theirs = expected[member.name.rsplit("/", 1)[-1].removesuffix(".skeleton")]
             assert ours.shape == theirs.shape, member.name
@@ -124,6 +124,40 @@ def test_centring_puts_the_first_seen_spine_at_zero_and_keeps_absent_frames_zero
     assert result[0, 1, 1].tolist() == [0, 0, 0]
     assert np.array_equal(result[1, 3], joints[1, 3] - joints[0, 1, 1])
     assert result.dtype == np.float32
+
+
+def test_the_original_puts_back_frames_of_two_bodies_only_and_those_that_sum_to_zero():
+    """seq_transformation.py: `sum(axis=1) == 0`, looked at where there are two actors."""
+    one = np.arange(1, 4 * 25 * 3 + 1, dtype=np.float32).reshape(1, 4, 25, 3)
+    one[0, 2] = 0
+    origin = one[0, 0, 1]
+    assert np.array_equal(centred(one, as_original=True)[0, 2], np.tile(-origin, (25, 1)))
+    two = np.concatenate([one, one])
+    two[1, 3] = 1
+    two[1, 3, :, 0] = -2  # sums to zero without being absent
+    result = centred(two, as_original=True)
+    assert not result[:, 2].any()
+    assert not result[1, 3].any()
+    assert centred(two)[1, 3].any()
+
+
+def test_bodies_of_zeros_alone_are_nobody(recording, skeleton_text):
+    zeros = np.zeros((20, 25, 3))
+    for ids in (["1"], ["1", "2"]):
+        data = skeleton_text(20, {body_id: (range(20), zeros) for body_id in ids})
+        with pytest.raises(ClipError) as caught:
+            select_bodies(read_skeleton(data), DEFAULT)
+        assert caught.value.reason == "no_body_left"
+
+
+def test_an_id_that_stands_twice_in_a_frame_is_refused_with_and_without_gaps(body, skeleton_text):
+    joints = body(np.random.default_rng(0), 20, 1.0)
+    lines = skeleton_text(20, {"1": (range(20), joints), "2": (range(20), joints)})
+    recording = read_skeleton(lines.replace(b"\n2 0 1", b"\n1 0 1"))
+    for keep_gaps in (False, True):
+        with pytest.raises(ClipError) as caught:
+            select_bodies(recording, BodySettings(keep_gaps=keep_gaps))
+        assert caught.value.reason == "body_repeated"
 
 
 def test_centring_leaves_an_empty_clip_alone():

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_build import audits, schema
-from datasets_build.build import JOURNAL_FILE, run
+from datasets_build.bodies import BodySettings
+from datasets_build.build import run
+from datasets_build.build_record import JOURNAL_FILE
 from datasets_build.config import BuildConfig
 from datasets_build.dataset import joints_of, joints_of_table, open_dataset
 from datasets_build.manifest import read_json, sha256_file, write_json
@@ -274,7 +276,7 @@ def test_a_finished_build_is_kept_and_another_request_is_refused(ntu_folder, tmp
         run(config.model_copy(update={"classes": "present"}))
     part = tmp_path / "out" / "part-00001.arrow"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"part-00001\.arrow is missing or not what"):
+    with pytest.raises(ValueError, match=r"is not what .*\(part-00001\.arrow has \d+ bytes"):
         run(config)
 
 
@@ -297,7 +299,7 @@ def test_an_interrupted_build_goes_on_from_its_journal(ntu_folder, tmp_path):
     run(BuildConfig(skeletons=(source,), out=tmp_path / "fresh", shard_rows=3, workers=1))
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
     (tmp_path / "out" / "dataset.json").unlink()
-    with pytest.raises(ValueError, match="holds 4 part files"):
+    with pytest.raises(ValueError, match=r"is not empty and holds no data set \(but README.md\)"):
         run(config)
 
 
@@ -337,6 +339,133 @@ def _open_without(name):
         return plain(self, *args, **kwargs)
 
     return opened
+
+
+def test_an_unfinished_build_goes_on_when_captions_or_files_were_put_right(
+    ntu_folder, caption_run, tmp_path
+):
+    source = ntu_folder(NAMES)
+    captioned = [(name, "success", "moves", "p", 6) for name in NAMES]
+    config = BuildConfig(
+        skeletons=(source,), captions=(caption_run(captioned[:-1]),), out=tmp_path / "out",
+        shard_rows=3, workers=1,
+    )  # fmt: skip
+    bad = source / f"{NAMES[-1]}.skeleton"
+    good = bad.read_bytes()
+    bad.write_bytes(b"6\n1\n")
+    with pytest.raises(ValueError, match="no-caption: 1"):
+        run(config)
+    whole = config.model_copy(update={"captions": (caption_run(captioned, name="whole"),)})
+    with pytest.raises(ValueError, match="unreadable: 1"):
+        run(whole)
+    bad.write_bytes(good)
+    assert run(whole).num_parts_kept == 3
+    fresh = whole.model_copy(update={"out": tmp_path / "fresh"})
+    run(fresh)
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_parts_of_a_larger_try_are_removed(ntu_folder, tmp_path):
+    source = ntu_folder(NAMES)
+    config = BuildConfig(skeletons=(source,), out=tmp_path / "out", shard_rows=3, workers=1)
+    bad = source / f"{NAMES[-1]}.skeleton"
+    bad.write_bytes(b"6\n1\n")
+    with pytest.raises(ValueError, match="unreadable: 1"):
+        run(config)
+    for name in NAMES[6:]:
+        (source / f"{name}.skeleton").unlink()
+    assert run(config).num_parts == 2
+    assert len(list((tmp_path / "out").glob("part-*"))) == 2
+
+
+def test_changed_content_of_equal_size_is_not_taken_for_the_same_input(ntu_folder, tmp_path):
+    source = ntu_folder(NAMES)
+    config = BuildConfig(skeletons=(source,), out=tmp_path / "out")
+    run(config)
+    first = source / f"{NAMES[0]}.skeleton"
+    os.utime(first, ns=(1, 1))  # touched, not changed
+    assert run(config).num_parts_kept == 1
+    first.write_bytes(first.read_bytes().replace(b" 2\n", b" 1\n", 1))
+    with pytest.raises(ValueError, match="built from other content"):
+        run(config)
+
+
+def test_nothing_that_is_not_ours_is_overwritten(ntu_folder, tmp_path):
+    source = ntu_folder(NAMES)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"is not empty and holds no data set \(but README.md\)"):
+        run(BuildConfig(skeletons=(source,), out=tmp_path / "project"))
+    with pytest.raises(ValueError, match="lies in the sources"):
+        run(BuildConfig(skeletons=(source,), out=source / "set"))
+    assert (tmp_path / "project" / "README.md").read_text() == "mine"
+    assert not (source / "set").exists()
+
+
+def test_files_beside_the_parts_are_checked_and_a_lost_card_is_written_anew(ntu_folder, tmp_path):
+    out = tmp_path / "out"
+    config = BuildConfig(skeletons=(ntu_folder(NAMES),), out=out)
+    run(config)
+    card = (out / "README.md").read_bytes()
+    (out / "README.md").unlink()
+    run(config)
+    assert (out / "README.md").read_bytes() == card
+    (out / "left_out.parquet").write_bytes(b"changed")
+    assert open_dataset(out).problems() == [
+        "left_out.parquet has another sha256 than dataset.json says"
+    ]
+    with pytest.raises(ValueError, match=r"is not what .*left_out\.parquet"):
+        run(config)
+
+
+def test_linked_folders_are_read_and_links_to_nothing_are_listed(ntu_folder, tmp_path):
+    ntu_folder(NAMES[:6], folder="elsewhere")
+    source = ntu_folder(NAMES[6:])
+    (source / "more").symlink_to(tmp_path / "elsewhere")
+    (source / "back").symlink_to(source)
+    (source / "S001C003P001R001A001.skeleton").symlink_to(tmp_path / "gone")
+    config = BuildConfig(skeletons=(source,), out=tmp_path / "out", allow=("unreadable",))
+    assert run(config).num_rows == 12
+    assert left_out(tmp_path / "out") == [("S001C003P001R001A001", "unreadable")]
+
+
+def test_a_zip_that_was_replaced_is_read_anew(ntu_folder, tmp_path):
+    archive = tmp_path / "clips.zip"
+    for num in (5, 12):
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in sorted(ntu_folder(NAMES).iterdir())[:num]:
+                file.write(path, path.name)
+        assert run(BuildConfig(skeletons=(archive,), out=tmp_path / str(num))).num_rows == num
+
+
+def test_options_that_would_do_nothing_are_refused(ntu_folder, nwucla_json, tmp_path):
+    source = ntu_folder(NAMES)
+    with pytest.raises(ValueError, match="--hold-out is about captions"):
+        BuildConfig(skeletons=(source,), out=tmp_path / "out", hold_out=("ntu60-xsub",))
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    (clips / "a01_s01_e00_v01.json").write_bytes(
+        nwucla_json(np.random.default_rng(0).normal(size=(3, 20, 3)))
+    )
+    bodies = BodySettings(keep_gaps=True)
+    with pytest.raises(ValueError, match=r"--keep-gaps is for NTU's \.skeleton files, not for nw-"):
+        run(BuildConfig(skeletons=(clips,), out=tmp_path / "out", bodies=bodies))
+
+
+def test_a_present_class_without_a_readable_sample_is_refused(ntu_folder, tmp_path):
+    source = ntu_folder([*NAMES, "S001C001P001R001A050"])
+    (source / "S001C001P001R001A050.skeleton").write_bytes(b"1\n0\n")
+    config = BuildConfig(
+        skeletons=(source,), out=tmp_path / "out", classes="present", allow=("unreadable",)
+    )
+    with pytest.raises(ValueError, match="no sample of punch/slap could be used"):
+        run(config)
+
+
+def test_one_name_of_no_action_does_not_make_120_classes(ntu_folder, tmp_path):
+    source = ntu_folder([*NAMES, "S001C001P001R001A121"])
+    config = BuildConfig(skeletons=(source,), out=tmp_path / "out", allow=("bad-name",))
+    assert run(config).num_classes == 60
 
 
 def test_two_builds_never_work_in_one_folder(ntu_folder, tmp_path):

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_build import schema
-from datasets_build.build import HELD_OUT_FILE, run
+from datasets_build.build import run
+from datasets_build.build_record import HELD_OUT_FILE
 from datasets_build.config import BuildConfig
 from datasets_build.dataset import open_dataset
 from datasets_build.manifest import read_json

@@ -83,6 +83,7 @@ def dataset(tmp_path: Path) -> Callable[..., SkeletonDataset]:
         return SkeletonDataset(
             folder=folder,
             name="small",
+            format="ntu",
             family=rows[0][schema.DATASET],
             skeleton=skeleton,
             classes=tuple(ClassEntry(i, i + 1, f"action {i}") for i in range(num_classes)),
@@ -113,14 +114,20 @@ def export(
     return {**arrays, "names": np.array(names)}
 
 
-def test_golden_sequences_are_exported_as_ctrgcns_scripts_write_them(shared, tmp_path):
+@pytest.fixture
+def golden_set(shared, tmp_path) -> SkeletonDataset:
+    """A data set of the 33 golden sequences."""
     (tmp_path / "skeletons").mkdir()
     with tarfile.open(shared / "data/golden/ntu_skeletons.tar.xz") as archive:
         for member in filter(tarfile.TarInfo.isfile, archive):
             content = archive.extractfile(member).read()
             (tmp_path / "skeletons" / Path(member.name).name).write_bytes(content)
     run(BuildConfig(skeletons=(tmp_path / "skeletons",), out=tmp_path / "set", shard_rows=10))
-    arrays = export(open_dataset(tmp_path / "set"), tmp_path / "ntu.npz")
+    return open_dataset(tmp_path / "set")
+
+
+def test_golden_sequences_are_exported_as_ctrgcns_scripts_write_them(shared, golden_set, tmp_path):
+    arrays = export(golden_set, tmp_path / "ntu.npz")
     golden = np.load(shared / "data/golden/ntu_ctrgcn_preprocessed.npz")
     ids = {name: ids_of_name(name) for name in golden.files}
     protocol = protocol_named("ntu60-xsub")
@@ -137,6 +144,55 @@ def test_golden_sequences_are_exported_as_ctrgcns_scripts_write_them(shared, tmp
         assert np.abs(row[: len(expected)] - expected).max() <= 1e-6, name
         assert not row[len(expected) :].any()
         assert (label == np.eye(60)[ids[name].action_id - 1]).all()
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_golden_sequences_go_out_and_in_and_out_again_bit_by_bit(has_names, golden_set, tmp_path):
+    for protocol in ("ntu60-xsub", "ntu60-xview", "ntu120-xsub", "ntu120-xset"):
+        path = tmp_path / f"{protocol}.npz"
+        export(golden_set, path, protocol)
+        names = path.with_suffix(".names.txt") if has_names else None
+        run(BuildConfig(skeletons=(path,), names=names, out=tmp_path / protocol))
+        again = open_dataset(tmp_path / protocol)
+        assert again.family == ("ntu" if has_names else "generic")
+        own = protocol if has_names else again.protocol("original")
+        export(again, tmp_path / "again.npz", own)
+        assert (tmp_path / "again.npz").read_bytes() == path.read_bytes(), protocol
+
+
+@pytest.mark.parametrize(("num_classes", "unseen"), [(60, "zeros"), (61, "copy"), (120, "copy")])
+@pytest.mark.parametrize("is_one_hot", [True, False])
+def test_what_stands_for_an_unseen_body_is_the_habit_of_the_number_of_classes(
+    num_classes, unseen, is_one_hot, tmp_path
+):
+    x = np.random.default_rng(0).normal(size=(3, 10, 2, 75)).astype(np.float32)
+    x[0, :, 1] = 0
+    x[1, :, 1] = x[1, :, 0]
+    y = np.array([0, 1, num_classes - 1])
+    path = save(
+        tmp_path / "a.npz",
+        x_train=x.reshape(3, 10, 150),
+        y_train=np.eye(num_classes)[y] if is_one_hot else y,
+        y_test=np.eye(num_classes)[[1]] if is_one_hot else y[1:2],
+    )
+    source = open_ctrgcn(path, names=None, class_names=None)
+    joints = [source.clip(index).joints for index in range(3)]
+    assert [len(bodies) for bodies in joints] == ([1, 2, 2] if unseen == "zeros" else [2, 1, 2])
+    for bodies, row in zip(joints, x, strict=True):
+        expected = row.reshape(10, 2, 25, 3).transpose(1, 0, 2, 3)
+        assert np.array_equal(bodies, expected[: len(bodies)])
+    source.close()
+
+
+def test_class_names_tell_how_many_classes_labels_are_of(tmp_path):
+    x = np.ones((3, 10, 150), np.float32)  # the second body is a copy
+    labels = {"y_train": np.array([0, 1, 2]), "y_test": np.array([1])}
+    path = save(tmp_path / "a.npz", x_train=x, **labels)
+    for num_classes, num_bodies in ((60, 2), (61, 1)):
+        names = tuple(f"act {i}" for i in range(num_classes))
+        source = open_ctrgcn(path, names=None, class_names=names)
+        assert len(source.clip(0).joints) == num_bodies
+        source.close()
 
 
 def test_order_is_by_subject_camera_or_setup_then_by_name():
@@ -240,6 +296,45 @@ def test_the_120_classes_hold_a_copy_of_an_only_body(dataset, tmp_path):
     assert not zeros["x_train"].reshape(2, 300, 2, 75)[:, :, 1].any()
 
 
+def test_names_never_stand_beside_arrays_of_another_export(dataset, tmp_path, monkeypatch):
+    path, names = tmp_path / "a.npz", tmp_path / "a.names.txt"
+    data = dataset({name: walk(i) for i, name in enumerate(NAMES)})
+    protocol = protocol_named("ntu60-xview")
+    old = export(data, path)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupt(target: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(target, stop)
+            with pytest.raises(KeyboardInterrupt):
+                export_ctrgcn(data, path, protocol=protocol, progress=SilentProgress())
+
+    before = path.read_bytes()
+    interrupt("datasets_build.ctrgcn._write_clips")  # long before anything is in place
+    assert path.read_bytes() == before
+    assert names.read_text().split() == old["names"].tolist()
+    interrupt("datasets_build.npz_files.os.fsync")  # the last before the arrays are in place
+    assert path.read_bytes() == before
+    assert not names.exists()
+    interrupt("datasets_build.ctrgcn.write_bytes_atomic")  # the first thereafter
+    assert path.read_bytes() != before
+    assert not names.exists()
+
+
+def test_a_place_that_is_none_is_refused_before_a_part_is_read(dataset, tmp_path):
+    data = replace(dataset({NAMES[0]: walk(0)}), folder=tmp_path / "no parts here")
+    (tmp_path / "file").write_bytes(b"")
+    for path, message in (
+        (tmp_path / "set", "set is a folder; give the name of a file"),
+        (tmp_path / "none" / "a.npz", "none; make that folder first"),
+        (tmp_path / "file" / "a.npz", "file; make that folder first"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            export(data, path)
+
+
 def test_equal_data_give_equal_files(dataset, tmp_path):
     data = dataset({name: walk(i) for i, name in enumerate(NAMES)})
     for name in ("a", "b"):
@@ -307,6 +402,36 @@ OWN_NAMES = [f"S001C001P{p:03d}R001A{a:03d}" for p, a in ((1, 1), (1, 2), (2, 3)
 def test_names_that_do_not_fit_are_refused(names, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         open_ctrgcn(save(tmp_path / "a.npz"), names=names, class_names=None)
+
+
+def test_arrays_made_with_the_listed_missing_samples_in_are_matched(tmp_path):
+    listed = "S001C002P005R002A008"
+    assert listed in listed_missing(NTU)
+    train = [OWN_NAMES[0], OWN_NAMES[1], listed]  # subjects 1, 1, 5
+    y = {"y_train": np.eye(60)[[0, 1, 7]], "y_test": np.eye(60)[[1]]}
+    path = save(tmp_path / "a.npz", **y)
+    names = [listed, OWN_NAMES[3], *OWN_NAMES[:2], "S018C001P001R001A061"]
+    source = open_ctrgcn(path, names=names, class_names=None)
+    assert [row.sample_id for row in source.rows()] == [*train, OWN_NAMES[3]]
+    source.close()
+    other = save(tmp_path / "b.npz", **{**y, "y_test": np.eye(60)[[3]]})
+    with pytest.raises(ValueError, match=r"fits as it stands") as caught:
+        open_ctrgcn(other, names=names, class_names=None)
+    assert "the .names.txt beside an export of ours" in str(caught.value)
+    assert "ntu60-xsub: 2 + 1 samples" in str(caught.value)
+    assert "ntu60-xsub with the listed missing samples in: 1 labels" in str(caught.value)
+
+
+def test_orders_that_fit_with_and_without_the_listed_missing_are_refused(tmp_path):
+    listed = "S001C002P005R002A008"
+    path = save(tmp_path / "a.npz", y_train=np.eye(60)[[7] * 3], y_test=np.eye(60)[[7]])
+    # Subject 41 belongs to cross-view only: 3 + 1 there without the listed sample, and 3 + 1 in
+    # cross-subject with it.
+    names = [f"S001C00{c}P0{p}R001A008" for c, p in ((2, "01"), (3, "02"), (2, "41"), (1, "03"))]
+    with pytest.raises(
+        ValueError, match=r"several orders.*xsub with the listed missing.*; .*xview"
+    ):
+        open_ctrgcn(path, names=[*reversed(names), listed], class_names=None)
 
 
 def test_an_order_is_taken_only_where_no_other_fits(tmp_path):

@@ -260,10 +260,32 @@ def test_pixels_may_be_larger_than_metres(parquet):
     clips = clips_of((1, 2), (1, 2))
     clips[0][0, 0, 0, 0] = 99_999
     clips[1][0, 0, 0, 0] = 100_001
-    source = parquet(columns_of(clips), LayoutFile(flat, None))
+    size = {"image_width": [640] * 2, "image_height": [480] * 2}
+    source = parquet({**columns_of(clips), **size}, LayoutFile(flat, None))
     assert source.clip(0).joints[0, 0, 0, 0] == 99_999
     with pytest.raises(ClipError, match=r"out_of_range.*100001 px"):
         source.clip(1)
+
+
+def test_pixels_without_the_size_of_their_picture_are_a_defect(parquet):
+    flat = LayoutFile(replace(STICK, name="flat", joint_dims=2, has_score=True), None)
+    columns = columns_of(clips_of((1, 2), (1, 2)))
+    source = parquet({**columns, "image_width": [640, None], "image_height": [480, None]}, flat)
+    assert source.clip(0).image_size == (640, 480)
+    for other, index in ((source, 1), (parquet(columns, flat), 0)):
+        with pytest.raises(ClipError, match=r"no_image_size: .*add image_width and image_height"):
+            other.clip(index)
+
+
+def test_text_of_an_npz_that_holds_no_character_is_refused(npz):
+    for num in (1, 2):
+        codes = np.full((3, num), 65, "<u4")
+        codes[1, 0] = 0x110000
+        arrays = {**RAGGED, "sample_id": codes.view(f"<U{num}")[:, 0]}
+        with pytest.raises(
+            ValueError, match=r"lab\.npz: array 'sample_id' is not text .*0x110000, .*no character"
+        ):
+            npz(arrays)
 
 
 def test_more_bodies_than_the_layout_has_are_not_dropped_silently(parquet):

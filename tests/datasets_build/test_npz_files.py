@@ -128,10 +128,16 @@ def test_missing_repeated_and_unfit_rows_are_refused(tmp_path):
             writer.array("b", (1,), object)
     with pytest.raises(ValueError, match="was not completed"), NpzWriter(path) as writer:
         writer.array("a", (0,), np.float32)
-    with pytest.raises(ValueError, match="is a folder"):
+
+
+def test_a_place_that_is_none_is_refused_before_the_block_begins(arrays, tmp_path):
+    file = write(tmp_path / "a.npz", arrays)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder; give the name of a file"):
         NpzWriter(tmp_path)
-    with pytest.raises(FileNotFoundError, match="make that folder first"):
-        NpzWriter(tmp_path / "none" / "a.npz")
+    for folder in (tmp_path / "none", file):
+        with pytest.raises(FileNotFoundError, match=f"no folder {folder}; make that folder first"):
+            NpzWriter(folder / "b.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_a_killed_writer_leaves_no_file_under_the_name(tmp_path):

@@ -173,8 +173,7 @@ def test_a_changed_file_is_read_or_refused_but_never_crashes(clip, changes):
         data = data[:at] + piece + data[at + num_cut :]
     try:
         joints = select_bodies(read_skeleton(data), BodySettings(max_noise_frames=1))
-    except ClipError as error:
-        assert error.detail
+    except ClipError:
         return
     assert np.isfinite(joints).all()
     assert joints.shape[1] <= 6

@@ -130,8 +130,7 @@ def test_a_changed_file_is_read_or_refused_but_never_crashes(nwucla_json, change
         data = data[:at] + piece + data[at + num_cut :]
     try:
         joints = read_nwucla(data)
-    except ClipError as error:
-        assert error.detail
+    except ClipError:
         return
     assert np.isfinite(joints).all()
     assert joints.shape[::2] == (1, 20)

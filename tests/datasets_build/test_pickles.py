@@ -302,6 +302,44 @@ def test_short_pickle_cannot_copy_a_long_text_again_and_again(refusal):
     assert "again and again" in refusal(names + b"0h\0h\1\x85R" * 1_000 + b".")
 
 
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"(" + b"\x8f" * 400_000 + b"l",
+        b"(" + b"]" * 400_000 + b"l",
+        b"(" + b"}" * 400_000 + b"l",
+        b"(" * 400_000,
+        b"N" + b"\x85" * 400_000,
+        b"N" + b"\x94" * 400_000,
+        b"ccollections\nOrderedDict\nq\0" + b"h\0)R" * 100_000,
+    ],
+    ids=["sets", "lists", "dicts", "marks", "tuples", "memo", "calls"],
+)
+def test_a_file_of_nothing_but_containers_is_refused_early(refusal, opcodes):
+    tracemalloc.start()
+    assert "too many containers for a file of its size" in refusal(b"\x80\x04" + opcodes + b".")
+    num_most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert num_most < 45 * len(opcodes)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_many_annotations_of_a_single_frame_are_not_too_many_containers(read, protocol):
+    annotations = [
+        {
+            "frame_dir": f"clip{i}",
+            "label": np.int64(i),
+            "img_shape": (1080, i),
+            "original_shape": (1080, i),
+            "total_frames": 1,
+            "keypoint": np.ones((1, 1, 17, 2), np.float16),
+            "keypoint_score": np.ones((1, 1, 17), np.float16),
+        }
+        for i in range(3_000)
+    ]
+    assert len(read(pickle.dumps(annotations, protocol))) == 3_000
+
+
 def test_numbers_of_opcodes_are_bounded(refusal, monkeypatch):
     monkeypatch.setattr(pickles, "MAX_OPCODES", 1_000)
     assert "more than 1000 opcodes" in refusal(b"\x80\x02" + b"]" * 2_000 + b".")
@@ -310,7 +348,8 @@ def test_numbers_of_opcodes_are_bounded(refusal, monkeypatch):
 def test_deep_values_neither_recurse_nor_hang(tmp_path, refusal):
     path = tmp_path / "deep.pkl"
     depth = 200_000
-    path.write_bytes(b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")
+    room = bytes(depth * pickles.BYTES_A_VALUE)  # behind the end, where it is not looked at
+    path.write_bytes(b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"." + room)
     value = read_pickle(path)
     for _ in range(depth - 1):
         (value,) = value
@@ -332,6 +371,22 @@ def test_array_whose_content_does_not_fit_is_refused_when_read(read):
     data = pickle.dumps(np.zeros((2, 3), np.float32), 2)
     with pytest.raises(ValueError, match="takes 28 bytes, its content has 24"):
         read(data.replace(b"K\x02K\x03\x86", b"K\x01K\x07\x86"))
+
+
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("order", "<>")
+def test_text_that_holds_no_character_is_refused(read, refusal, num, order):
+    good = "\U0010ffff" * num
+    for value in (np.array([good], f"{order}U{num}"), np.str_(good)):
+        data = pickle.dumps(value, 4)
+        byte_order = order if isinstance(value, np.ndarray) else "<"
+        was, is_now = (
+            np.array([code], f"{byte_order}u4").tobytes() for code in (0x10FFFF, 1 << 30)
+        )
+        assert read(data) == value
+        with pytest.raises(ValueError, match="a text holds 0x40000000, which is no character"):
+            read(data.replace(was, is_now))
+    assert "no character" in refusal(data.replace(was, is_now))  # a scalar: with the file's name
 
 
 def test_missing_file_is_told(tmp_path):

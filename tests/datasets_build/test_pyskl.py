@@ -19,6 +19,7 @@ from datasets_build import schema
 from datasets_build.dataset import ClassEntry, SkeletonDataset
 from datasets_build.joints import COCO_17, NTU_25, UCLA_20, Skeleton
 from datasets_build.ntu import MAX_COORDINATE_M
+from datasets_build.nwucla import ACTION_IDS as NW_UCLA_ACTION_IDS
 from datasets_build.packed import ListedSplit
 from datasets_build.progress import SilentProgress
 from datasets_build.protocols import GENERIC, NTU, NW_UCLA, Protocol, ids_of_name, protocol_named
@@ -132,11 +133,16 @@ def test_frames_that_were_left_out_leave_the_length_of_the_video_open(opened):
 
 
 def test_flat_joints_without_scores_are_certain(opened):
-    source = opened([flat("a", 0, keypoint_score=None, img_shape=None, original_shape=None)])
-    clip = source.clip(0)
+    clip = opened([flat("a", 0, keypoint_score=None)]).clip(0)
     assert clip.joints.shape == (2, 5, 17, 3)
     assert (clip.joints[..., 2] == 1).all()
-    assert clip.image_size is None
+
+
+def test_flat_joints_without_the_size_of_the_picture_are_a_defect(opened):
+    source = opened([flat("a", 0), flat("b", 0, img_shape=None, original_shape=None)])
+    assert source.clip(0).image_size == (1920, 1080)
+    with pytest.raises(ClipError, match=r"no_image_size: .*add 'img_shape', its .height, width."):
+        source.clip(1)
 
 
 def test_layout_is_chosen_by_joints_or_given(opened):
@@ -266,6 +272,12 @@ def test_samples_that_are_there_twice_are_both_listed(opened):
         ([annotation("a", 0), None], "annotation 1 is a NoneType"),
         ([{"label": 0}], "annotation 0 has no 'frame_dir'"),
         ([{**annotation("a", 0), "frame_dir": 5}], "annotation 0 has no 'frame_dir'"),
+        ([annotation("a", 0), annotation("", 0)], "annotation 1 has no 'frame_dir'"),
+        ([annotation("a/b", 0), annotation("a\nb", 0)], r"annotation 1 has the frame_dir 'a\\nb';"),
+        ([annotation("\x1b[2J", 0)], r"frame_dir '\\x1b\[2J'; .*1 .. 200 printable characters"),
+        ([annotation(" a", 0)], "no space around it"),
+        ([annotation("x" * 200, 0), annotation("x" * 201, 0)], "annotation 1 has the frame_dir"),
+        ([annotation(f"{'x/' * 100}{NTU_NAMES[0]}", 0)], "annotation 0 has the frame_dir"),
         ([{"frame_dir": "a", "label": 0}], "keep the joints elsewhere"),
         ([{"frame_dir": "a", "label": os.system}], "Nothing in it was run"),
     ],
@@ -327,6 +339,64 @@ def test_splits_that_cannot_be_used_are_left_out_and_told(opened, caplog):
         assert message in caplog.text
 
 
+def walks(*names: str) -> list[dict[str, Any]]:
+    """Annotations of named samples, whose labels are those of the benchmark."""
+    ucla = {name: walk(0, (1, 2, 20, 3)) for name in names if name.startswith("a")}
+    return [annotation(name, int(name[-3:]) - 1) for name in names if name not in ucla] + [
+        annotation(name, NW_UCLA_ACTION_IDS.index(int(name[1:3])), joints)
+        for name, joints in ucla.items()
+    ]
+
+
+def test_splits_of_a_benchmark_come_along_unless_a_published_protocol_makes_them(opened, caplog):
+    a, b, c = names = NTU_NAMES  # subjects 1, 3, 3; cameras 1, 2, 3; setups 1, 1, 2
+    split = {
+        "xsub_train": [a], "xsub_val": [c, b],  # as published
+        "xview_train": [b, c], "xview_val": [a],
+        "xset_train": [c], "xset_val": [a, b, "S003C001P001R001A001"],
+        "train": [b], "val": [a],  # not all of cross-view
+        "turned_train": [a], "turned_test": [b, c, b],  # cross-subject under another name
+        "ntu60-xsub_train": [a, b], "ntu60-xsub_val": [c],
+        "train1": [c], "test1": [b],
+    }  # fmt: skip
+    assert opened({"annotations": walks(*names), "split": split}).splits == (
+        ListedSplit("default", (b,), (a,)),
+        ListedSplit("pyskl-ntu60-xsub", (a, b), (c,)),
+        ListedSplit("split1", (c,), (b,)),
+    )
+    assert "1 samples of split xset_val have no annotation" in caplog.text
+    ucla = ("a01_s01_e00_v01", "a08_s01_e00_v03", "a02_s02_e00_v02")
+    both = {"nw-ucla_train": ucla[:1], "nw-ucla_val": ucla[1:],
+            "train": ucla[::2], "val": ucla[1:2]}  # fmt: skip
+    assert opened({"annotations": walks(*ucla), "split": both}).splits == (
+        ListedSplit("pyskl-nw-ucla", ucla[:1], ucla[1:]),
+    )
+
+
+def test_splits_of_a_benchmark_name_samples_by_their_ids(opened):
+    files = [f"nturgb+d_skeletons/{name}.skeleton" for name in NTU_NAMES]
+    annotations = [{**a, "frame_dir": f} for a, f in zip(walks(*NTU_NAMES), files, strict=True)]
+    split = {"mine_train": files[:1], "mine_val": files[1:2], "xsub_train": files[:1],
+             "xsub_val": files[1:]}  # fmt: skip
+    assert opened({"annotations": annotations, "split": split}).splits == (
+        ListedSplit("mine", NTU_NAMES[:1], NTU_NAMES[1:2]),
+    )
+
+
+def test_a_split_that_cannot_be_read_is_told_with_its_file(tmp_path):
+    path = tmp_path / "damaged.pkl"
+    value = {"annotations": walks(*NTU_NAMES), "split": {"my_train": np.array(["\U0010fffe"])}}
+    data = pickle.dumps(value, 4)
+    damages = {
+        "which is no character": data.replace(b"\xfe\xff\x10\0", b"\xfe\xff\xff\0"),
+        "takes 16 bytes, its content has 4": data.replace(b"\x02U1", b"\x02U4"),
+    }
+    for message, damaged in damages.items():
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"damaged\.pkl: split 'my_train' .*{message}"):
+            open_pyskl(path, layout=None, class_names=None)
+
+
 @dataclass(frozen=True)
 class InMemory(SkeletonDataset):
     """A data set whose parts are made when they are asked for."""
@@ -373,6 +443,7 @@ def dataset_of(folder: Path, *tables: pa.Table, skeleton: Skeleton = NTU_25) -> 
     return SkeletonDataset(
         folder=folder,
         name="small",
+        format="ntu",
         family=tables[0][schema.DATASET][0].as_py(),
         skeleton=skeleton,
         classes=tuple(ClassEntry(i, i + 1, f"action {i}") for i in range(60)),
@@ -431,6 +502,34 @@ def test_own_export_is_read_back_equal(tmp_path):
         assert np.array_equal(source.clip(row.index).joints, clips[row.sample_id])
 
 
+@pytest.mark.parametrize("names", [NTU_NAMES[1:], ("a08_s01_e00_v01", "a12_s01_e00_v03")])
+def test_a_set_of_the_classes_present_is_exported_with_the_labels_of_the_benchmark(tmp_path, names):
+    skeleton, num_classes = (NTU_25, 120) if names[0].startswith("S") else (UCLA_20, 10)
+    table = table_of({name: walk(0, (1, 4, skeleton.num_joints, 3)) for name in names})
+    at = table.schema.get_field_index(schema.LABEL)
+    field = table.schema.field(at)
+    table = table.set_column(at, field, pa.array([0, 1], field.type))
+    classes = tuple(
+        ClassEntry(label, action_id, "")
+        for label, action_id in enumerate(table[schema.ACTION_ID].to_pylist())
+    )
+    dataset = replace(dataset_of(tmp_path, table, skeleton=skeleton), classes=classes)
+    summary = export_pyskl(dataset, tmp_path / "a.pkl", protocols=[], progress=SilentProgress())
+    labels = [entry["label"] for entry in as_pyskl_loads(tmp_path / "a.pkl", None)]
+    assert labels == ([3, 59] if num_classes == 120 else [6, 9])
+    assert sum(f"of all its {num_classes} classes" in note for note in summary.notes) == 1
+    source = open_pyskl(tmp_path / "a.pkl", layout=None, class_names=None)
+    assert [row.sample_id for row in source.rows()] == list(names)
+
+
+def test_a_generic_set_is_exported_with_its_own_labels(tmp_path):
+    dataset = dataset_of(tmp_path, table_of({"clip 2": walk(0), "clip 0": walk(1)}))
+    summary = export_pyskl(dataset, tmp_path / "a.pkl", protocols=[], progress=SilentProgress())
+    labels = [entry["label"] for entry in as_pyskl_loads(tmp_path / "a.pkl", None)]
+    assert labels == [2, 0]
+    assert not any("benchmark" in note for note in summary.notes)
+
+
 def test_flat_joints_are_exported_with_scores_and_size_and_read_back_equal(tmp_path):
     clips = {f"own clip {i}": walk(i, (2, 4, 17, 3)) for i in range(3)}
     dataset = dataset_of(tmp_path, table_of(clips, (640, 480)), skeleton=COCO_17)
@@ -464,6 +563,8 @@ def test_flat_joints_without_scores_are_exported_as_certain(tmp_path):
     assert (only["keypoint_score"] == 1).all()
     assert "img_shape" not in only
     assert any("bare list" in note for note in summary.notes)
+    sized = dataset_of(tmp_path, table_of(clips, (640, 480)), skeleton=skeleton)
+    export_pyskl(sized, path, protocols=[], progress=SilentProgress())
     source = open_pyskl(path, layout=skeleton, class_names=None)
     assert np.array_equal(source.clip(0).joints, clips["clip 0"])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import struct
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -194,7 +196,7 @@ def test_zips_that_leave_the_cache_are_closed(listed):
         listed(zip_bytes([("a", b"x")]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sources._opened_zip.cache_clear()
+        sources._opened_zip_of.cache_clear()
         gc.collect()
     assert not caught  # a file that was not closed is a ResourceWarning
 
@@ -212,15 +214,14 @@ def test_a_changed_zip_is_refused_or_read_exactly(listed, changes):
     for at, num_cut, piece in changes:
         at %= len(data)
         data = data[:at] + piece + data[at + num_cut :]
-    try:
-        files = listed(data)
-    except ValueError:
-        return
-    for file in files:
+    with contextlib.suppress(ClipError):
         try:
-            assert len(read_clip(file)) == file.num_bytes
-        except ClipError as error:
-            assert error.reason in {"cannot_read", "too_large"}
+            files = listed(data)
+        except ValueError:
+            files = []
+        for file in files:
+            content = read_clip(file)
+            assert (len(content), zlib.crc32(content)) == (file.num_bytes, file.crc32)
 
 
 def test_a_build_leaves_out_what_a_zip_hides(ntu_folder, tmp_path):

@@ -44,6 +44,7 @@ def build_dataset(
     captions: str = "train",
     change: Callable[[dict[str, Any]], None] | None = None,
     class_order: tuple[int, ...] | None = None,
+    family: str = "ntu",
 ) -> Path:
     """A data set in the form that `hoc build-dataset` writes, from seeded motions.
 
@@ -82,7 +83,7 @@ def build_dataset(
                     change(row)
                 rows.append(row)
     classes = [(ACTION_IDS[kind], NAMES[kind]) for kind in order]
-    return write_dataset(folder, rows, family="ntu", skeleton=NTU_25, classes=classes)
+    return write_dataset(folder, rows, family=family, skeleton=NTU_25, classes=classes)
 
 
 def write_dataset(
@@ -106,6 +107,7 @@ def write_dataset(
     record = {
         "schema_version": schema.DATASET_SCHEMA_VERSION,
         "name": "small",
+        "format": "ntu",
         "family": family,
         "skeleton": skeleton.as_json(),
         "classes": [
@@ -116,6 +118,7 @@ def write_dataset(
         "counts": {"num_rows": len(rows), "num_captions": 0},
         "fingerprint": fingerprint({"shards": [shard.sha256 for shard in shards]}),
         "shards": index_entries(shards),
+        "files": {},
     }
     write_json(folder / "dataset.json", record)
     return folder

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from datasets_build.joints import NTU_25
 from datasets_build.progress import SilentProgress
 from training import describe, train
 from training.config import DescribeConfig, TrainConfig
 from training.describe import mentions_class_name
+from training.loading import one_clip
+from training.skeleton_data import SkeletonStore
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,29 @@ def test_a_skeleton_file_is_described_without_a_data_set_row(trained: Path, tmp_
     broken.write_text("nonsense")
     with pytest.raises(ValueError, match=r"not a readable \.skeleton file"):
         ask(trained, skeletons=(broken,))
+
+
+def test_a_skeleton_file_is_centred_as_the_data_set_trained_on(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joints = np.random.default_rng(0).normal(1, 0.1, (16, 25, 3))
+    joints[5] = 0  # CTR-GCN shifts empty frames of a single body like all others
+    lines = ["16"]
+    for frame in joints:
+        lines += ["1", "72057594037944738 0 1 1 0 0 0 0.1 0.1 2", "25"]
+        lines += [f"{x:.6f} {y:.6f} {z:.6f} 0 0 0 0 0 0 0 0 2" for x, y, z in frame]
+    file = tmp_path / "S001C001P003R001A008.skeleton"
+    file.write_text("\n".join(lines) + "\n")
+    stores: list[SkeletonStore] = []
+
+    def spied(*args: Any, **options: Any) -> SkeletonStore:
+        stores.append(one_clip(*args, **options))
+        return stores[-1]
+
+    monkeypatch.setattr(describe, "one_clip", spied)
+    assert ask(trained, skeletons=(file,)).descriptions[0].action == "sit down"
+    x = stores[0].batch(stores[0].in_order(), training=False).x[0, 0].numpy()  # (T, V, C)
+    np.testing.assert_allclose(x, joints - joints[0, NTU_25.centre], atol=2e-6)
 
 
 def test_a_run_that_learned_no_text_is_refused(recipe: Callable[..., TrainConfig]) -> None:

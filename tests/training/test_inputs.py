@@ -158,13 +158,17 @@ def test_ntu_inputs_equal_ctr_gcns_arithmetic_on_its_own_arrays(
 def test_an_export_is_what_the_store_gives_sample_by_sample(
     dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "_BATCH", 5)
+    advances: list[int] = []
+    monkeypatch.setattr(SilentProgress, "advance", lambda _, num, note="": advances.append(num))
+    monkeypatch.setattr(inputs, "_BATCH_BYTES", 5 * 2 * 16 * 25 * 3 * 4, raising=False)
     dataset = open_dataset(dataset_folder)
     path = tmp_path / "inputs.npz"
     summary = export(dataset, path, stream="bone-motion", num_frames=16)
     arrays = np.load(path)
     assert sorted(arrays.files) == ["label", "sample_id", "x"]
     assert summary.num_samples == {"test": 12}
+    assert sum(advances) == 12
+    assert max(advances) == 5
     assert summary.num_bytes == path.stat().st_size
     config = DataConfig(
         dataset=dataset_folder, protocol="ntu60-xsub", stream="bone-motion", num_frames=16

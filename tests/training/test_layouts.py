@@ -187,6 +187,8 @@ def test_a_protocol_whose_rule_changed_after_training_is_refused(
 ) -> None:
     folder = make_generic(STAR)
     run = small_run(recipe, folder)
+    trained_with = open_dataset(folder).protocol("by-subject")
+    assert read_run(run).protocol_fingerprint == trained_with.fingerprint
     own = folder / "protocols" / "by-subject.toml"
     own.write_text(BY_SUBJECT + 'rule = "the same in other words"\n')
     scored(run)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from datasets_build import schema
 from datasets_build.bodies import centred
 from datasets_build.dataset import joints_of, open_dataset
-from datasets_build.joints import NTU_25
-from datasets_build.protocols import protocol_named
+from datasets_build.joints import NTU_25, UCLA_20
+from datasets_build.protocols import GENERIC, NTU, protocol_named
+from training import skeleton_data
 from training.config import DataConfig
 from training.loading import load_split, one_clip
 from training.skeleton_data import SkeletonStore, training_problems
@@ -128,6 +130,90 @@ def test_the_unseen_body_is_zero_or_a_copy(dataset_folder: Path) -> None:
         expected = x[:, 0] if policy == "copy" else torch.zeros_like(x[:, 0])
         assert torch.equal(x[:, 1], expected)
         assert x[:, 0].abs().sum() > 0
+
+
+def test_only_the_second_of_three_bodies_is_a_copy(dataset_folder: Path) -> None:
+    skeleton = replace(NTU_25, name="three bodies", num_bodies=3)
+    config = DataConfig(dataset=dataset_folder, protocol="ntu60-xsub", num_frames=16)
+    for num_seen in (1, 2):
+        rng = np.random.default_rng(num_seen)
+        joints = rng.normal(size=(num_seen, 20, 25, 3)).astype(np.float32)
+        store = one_clip(
+            joints, name="a", skeleton=skeleton, config=config, second_body="copy", device=CPU
+        )
+        x = store.batch(store.in_order(), training=False).x[0]  # (M, T, V, C)
+        assert torch.equal(x[0], x[1]) == (num_seen == 1)
+        assert torch.count_nonzero(x[1]) > 0
+        assert torch.count_nonzero(x[2]) == 0
+
+
+@pytest.mark.parametrize("view", ["ntu", "ucla"])
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_one_long_clip_does_not_make_a_whole_batch_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: Any, is_mapped: bool
+) -> None:
+    skeleton = NTU_25 if view == "ntu" else UCLA_20
+    limit = 1 << 20  # bytes: 2 clips of 800 frames in NTU's layout
+    monkeypatch.setattr(skeleton_data, "_PADDED_BYTES", limit, raising=False)
+    lengths = np.array([20] * 30 + [800] + [20] * 30)
+    shape = (int(lengths.sum()), skeleton.num_joints, 3)
+    rows: Any = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    if is_mapped:
+        rows.tofile(tmp_path / "rows")
+        rows = np.memmap(tmp_path / "rows", np.float32, shape=shape)
+    store = SkeletonStore(
+        rows if is_mapped else torch.from_numpy(rows),
+        sample_ids=[f"take {i}" for i in range(len(lengths))],
+        labels=np.arange(len(lengths)),
+        num_frames=lengths,
+        num_bodies=np.ones_like(lengths),
+        skeleton=skeleton,
+        config=DataConfig(dataset=tmp_path, protocol="own", num_frames=16, view=view),
+        second_body="zeros",
+        device=CPU,
+    )
+    sizes: list[int] = []
+    original = getattr(skeleton_data, f"{view}_view")
+
+    def spied(x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        sizes.append(x.nbytes)
+        return original(x, *rest, **options)
+
+    monkeypatch.setattr(skeleton_data, f"{view}_view", spied)
+    for training in (True, False):
+        batch = store.batch(store.in_order(), training=training)
+        assert batch.label.tolist() == list(range(len(lengths)))
+        for i in (0, 29, 30, 31, 60):
+            alone = store.batch(store.picks(np.array([i])), training=training)
+            torch.testing.assert_close(batch.x[i], alone.x[0], rtol=0, atol=1e-6)
+    assert max(sizes) <= limit
+
+
+@pytest.mark.parametrize("family", [GENERIC, NTU])
+def test_a_frame_without_anybody_stays_empty_but_for_ctr_gcns_habit(
+    make_dataset: Callable[..., Path], tmp_path: Path, family: str
+) -> None:
+    """One body, 16 frames that the view leaves as they are, the sixth all zeros."""
+    joints = np.random.default_rng(0).normal(1, 0.1, (1, 16, 25, 3)).astype(np.float32)
+    joints[0, 5] = 0
+    chosen = "S001C001P003R002A008"
+
+    def change(row: dict[str, Any]) -> None:
+        row[schema.DATASET] = family
+        if row[schema.SAMPLE_ID] == chosen:
+            row[schema.NUM_FRAMES], row[schema.NUM_BODIES] = 16, 1
+            row[schema.JOINTS] = joints.reshape(-1)
+
+    folder = make_dataset(tmp_path / "data", change=change, family=family)
+    dataset = open_dataset(folder)
+    protocol = replace(XSUB, dataset=family)
+    config = DataConfig(dataset=folder, protocol=XSUB.name, num_frames=16)
+    store = load_split(dataset, protocol, "test", config, device=CPU, sample_ids=[chosen])
+    x = store.batch(store.in_order(), training=False).x[0, 0].numpy()  # (T, V, C)
+    origin = joints[0, 0, NTU_25.centre]
+    np.testing.assert_allclose(x[4], joints[0, 4] - origin, atol=1e-6)
+    empty = np.zeros(3) if family == GENERIC else -origin
+    np.testing.assert_allclose(x[5], np.broadcast_to(empty, (25, 3)), atol=1e-6)
 
 
 def test_captions_are_drawn_anew_each_epoch_and_trimmed_to_the_batch(dataset_folder: Path) -> None:
