@@ -9,21 +9,12 @@ left_out.parquet is written whether the build succeeds or stops.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from datasets_build.build_journal import BuildJournal
 from datasets_build.build_record import (
@@ -38,6 +29,7 @@ from datasets_build.config import BuildConfig
 from datasets_build.inventory import taken_inventory
 from datasets_build.join import LeftOut, Plan, make_plan
 from datasets_build.packed import PackedSource
+from datasets_build.part_pool import built_parts
 from datasets_build.parts import PartJob, PartResult, build_part
 from datasets_build.progress import Progress, SilentProgress
 from datasets_build.protocols import SplitCounts
@@ -185,46 +177,12 @@ def _jobs(config: BuildConfig, plan: Plan) -> list[PartJob]:
 def _built(
     jobs: Sequence[PartJob], num_workers: int, packed: Mapping[Path, PackedSource]
 ) -> Iterator[tuple[PartJob, PartResult]]:
-    """Every job's result as it comes; a window of jobs bounds what waits in memory."""
-    num_workers = min(num_workers, len(jobs))
-    if num_workers <= 1:
+    """Every job's result as it comes."""
+    if min(num_workers, len(jobs)) > 1:
+        yield from built_parts(jobs, num_workers)
+    else:
         for job in jobs:
             yield job, build_part(job, packed)
-        return
-    # spawn: the caller may have loaded torch, whose threads do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    waiting = list(reversed(jobs))
-    running: dict[Future[PartResult], PartJob] = {}
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < 2 * num_workers:
-                    job = waiting.pop()
-                    running[pool.submit(build_part, job)] = job
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process died, most likely for want of memory; run the same command again "
-                "with fewer --workers or smaller --shard-rows: finished parts are kept"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pa.set_cpu_count(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _refuse(config: BuildConfig, left_out: Sequence[LeftOut]) -> None:

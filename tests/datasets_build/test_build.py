@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from datasets_build.build_record import JOURNAL_FILE
 from datasets_build.config import BuildConfig
 from datasets_build.dataset import joints_of, joints_of_table, open_dataset
 from datasets_build.manifest import read_json, sha256_file, write_json
+from datasets_build.progress import SilentProgress
 from datasets_build.protocols import protocol_named
 from datasets_build.shards import read_index
 
@@ -466,6 +468,33 @@ def test_one_name_of_no_action_does_not_make_120_classes(ntu_folder, tmp_path):
     source = ntu_folder([*NAMES, "S001C001P001R001A121"])
     config = BuildConfig(skeletons=(source,), out=tmp_path / "out", allow=("bad-name",))
     assert run(config).num_classes == 60
+
+
+class _KillsAWorker(SilentProgress):
+    """Kills one of the worker processes when the first part is done."""
+
+    def advance(self, num_done=1, *, num_failed=0, note=""):
+        for worker in multiprocessing.active_children()[:1]:
+            worker.kill()
+
+
+def test_a_build_that_loses_a_worker_ends_and_can_go_on(ntu_folder, tmp_path):
+    source = ntu_folder([f"S00{s}C001P001R001A0{a:02d}" for s in range(1, 5) for a in range(1, 31)])
+    config = BuildConfig(skeletons=(source,), out=tmp_path / "out", shard_rows=4, workers=2)
+    with pytest.raises(RuntimeError, match="a worker process died"):
+        run(config, _KillsAWorker())
+    assert not multiprocessing.active_children()
+    assert run(config).num_parts_kept >= 1
+    run(config.model_copy(update={"out": tmp_path / "fresh"}))
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_a_name_that_is_no_text_is_listed_as_one(ntu_folder, tmp_path):
+    source = ntu_folder(NAMES)
+    (source / os.fsdecode(b"\xff\xfe.skeleton")).write_bytes(b"")
+    config = BuildConfig(skeletons=(source,), out=tmp_path / "out", allow=("bad-name",))
+    assert run(config).left_out == {"bad-name": 1}
+    assert left_out(tmp_path / "out") == [("\\udcff\\udcfe", "bad-name")]
 
 
 def test_two_builds_never_work_in_one_folder(ntu_folder, tmp_path):
