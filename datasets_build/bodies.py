@@ -83,7 +83,7 @@ def select_bodies(recording: Recording, settings: BodySettings) -> np.ndarray:
     """
     joints = _selected(recording, settings)
     if not joints[0].any():
-        raise ClipError("no_body_left", "every joint of the main body lies at 0, 0, 0")
+        raise ClipError("no_body_left", "no frame shows a body")
     return joints
 
 
