@@ -7,10 +7,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _RECORDED_PACKAGES = (
     "hocslm", "torch", "torchvision", "transformers", "accelerate", "tokenizers", "safetensors",
@@ -56,14 +57,28 @@ def differing_parts(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[
     return names
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write to `path` + ".tmp", flush to the disk, then rename: the file is whole or absent."""
+@contextmanager
+def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that stands under its name when the block ends without an error, and not before.
+
+    Until then it is `path` + ".tmp", open for writing and reading; it is flushed to the disk before
+    it is renamed, and an error removes it.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # nothing is there after a rename
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is whole or absent."""
+    with replaced_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike
+
+from datasets_build.manifest import replaced_file
 
 _PIECE_BYTES = 1 << 22  # our choice: what is read at once for a checksum
 _MAX_HEADER_BYTES = 1 << 16  # our choice: NumPy itself refuses header texts above 10,000 characters
@@ -79,12 +80,12 @@ class NpzWriter:
             raise FileNotFoundError(
                 f"there is no folder {self.path.parent}; make that folder first"
             )
-        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._opened = ExitStack()
         self._members: list[NpzArray] = []
         self._end = 0
 
     def __enter__(self) -> NpzWriter:
-        self._file = self._temporary.open("w+b")
+        self._file = self._opened.enter_context(replaced_file(self.path))
         return self
 
     def array(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> NpzArray:
@@ -109,16 +110,11 @@ class NpzWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            with self._file:
-                if error is None:
-                    self._write_directory()
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if error is None:
-                self._temporary.replace(self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)  # nothing is there after a rename
+        if error is not None:
+            self._opened.__exit__(kind, error, traceback)
+            return
+        with self._opened:
+            self._write_directory()
 
     def _write_directory(self) -> None:
         self._file.seek(self._end)

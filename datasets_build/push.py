@@ -21,7 +21,6 @@ from datasets_build.progress import Progress, SilentProgress
 from datasets_build.protocol_files import FOLDER as PROTOCOLS_FOLDER
 from datasets_build.protocols import NTU, NW_UCLA
 from datasets_build.settings import Settings
-from datasets_build.shards import check_shards
 
 CARD_FILE = "README.md"
 MAIN_BRANCH = "main"
@@ -184,16 +183,13 @@ def _refuse_to_publish(dataset: SkeletonDataset, config: PushConfig) -> None:
 
 
 def _check_hashes(dataset: SkeletonDataset, progress: Progress) -> None:
-    """Compare every part with the record.
+    """Compare every file with the record.
 
     Raises:
         ValueError: lists what differs.
     """
-    progress.start("checking hashes", len(dataset.shards), unit="parts")
-    problems = []
-    for shard in dataset.shards:
-        problems += check_shards(dataset.folder, [shard])
-        progress.advance()
+    progress.start("checking hashes", None)
+    problems = dataset.problems()
     progress.finish()
     if problems:
         raise ValueError(

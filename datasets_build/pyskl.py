@@ -10,7 +10,6 @@ Letters: M bodies, T frames, V joints, C channels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from datasets_build.dataset import SkeletonDataset, joints_of_table
 from datasets_build.generic_shapes import MAX_ID_LENGTH, check_numbers, is_name
 from datasets_build.joints import SKELETONS, Skeleton
 from datasets_build.layouts import MAX_CLASSES
+from datasets_build.manifest import replaced_file
 from datasets_build.npz_files import ExportSummary
 from datasets_build.ntu import MAX_FRAMES
 from datasets_build.packed import ListedSplit, PackedSource
@@ -312,17 +312,10 @@ def export_pyskl(
     splits: dict[str, list[str]] = {name: [] for of in names for name in of.values()}
     annotations = _annotations(dataset, protocols, names=names, splits=splits, progress=progress)
     progress.start("exporting samples", dataset.num_rows)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            # The splits come last: they fill up while the annotations are written.
-            value = {"annotations": annotations, "split": splits} if protocols else annotations
-            file.writelines(pickled(value))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # nothing is there after a rename
+    with replaced_file(path) as file:
+        # The splits come last: they fill up while the annotations are written.
+        value = {"annotations": annotations, "split": splits} if protocols else annotations
+        file.writelines(pickled(value))
     progress.finish()
     return ExportSummary(
         path,

@@ -7,8 +7,8 @@ without an error, so the index (row counts, hashes) decides what exists: no entr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets_build.manifest import read_json, sha256_file
+from datasets_build.manifest import read_json, replaced_file, sha256_file
 
 ROWS_PER_BATCH = 1024  # our choice: a few hundred kB of captions, about 100 MB of skeletons
 
@@ -44,22 +44,24 @@ class ShardWriter:
 
     def __init__(self, path: Path, columns: pa.Schema) -> None:
         self._path = path
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._opened = ExitStack()
         self._columns = columns
-        self._num_rows: int | None = None  # None: no table yet
+        self._num_rows = 0
+        self._writer: pa.RecordBatchStreamWriter | None = None  # until the first table
         self.info: ShardInfo | None = None  # once the context has ended
 
     def __enter__(self) -> ShardWriter:
-        self._file = self._temporary.open("wb")
-        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
-        self._writer = pa.ipc.new_stream(self._file, self._columns, options=options)
         return self
 
     def write(self, table: pa.Table) -> None:
         """Add the rows of a table."""
+        if self._writer is None:
+            file = self._opened.enter_context(replaced_file(self._path))
+            options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+            self._writer = pa.ipc.new_stream(file, self._columns, options=options)
         for batch in table.combine_chunks().to_batches(max_chunksize=ROWS_PER_BATCH):
             self._writer.write_batch(batch)
-        self._num_rows = (self._num_rows or 0) + table.num_rows
+        self._num_rows += table.num_rows
 
     def __exit__(
         self,
@@ -67,17 +69,12 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            self._writer.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-            if kind is not None or self._num_rows is None:
-                self._temporary.unlink(missing_ok=True)
-        if kind is None and self._num_rows is not None:
-            num_bytes, sha256 = self._temporary.stat().st_size, sha256_file(self._temporary)
-            self._temporary.replace(self._path)
+        if error is not None:
+            self._opened.__exit__(kind, error, traceback)
+        elif self._writer is not None:
+            with self._opened:
+                self._writer.close()
+            num_bytes, sha256 = self._path.stat().st_size, sha256_file(self._path)
             self.info = ShardInfo(self._path.name, self._num_rows, num_bytes, sha256)
 
 

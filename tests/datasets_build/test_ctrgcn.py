@@ -315,7 +315,7 @@ def test_names_never_stand_beside_arrays_of_another_export(dataset, tmp_path, mo
     interrupt("datasets_build.ctrgcn._write_clips")  # long before anything is in place
     assert path.read_bytes() == before
     assert names.read_text().split() == old["names"].tolist()
-    interrupt("datasets_build.npz_files.os.fsync")  # the last before the arrays are in place
+    interrupt("datasets_build.manifest.os.fsync")  # the last before the arrays are in place
     assert path.read_bytes() == before
     assert not names.exists()
     interrupt("datasets_build.ctrgcn.write_bytes_atomic")  # the first thereafter

@@ -188,6 +188,14 @@ def test_a_set_that_is_not_as_it_was_built_is_not_sent(folder: Path) -> None:
     assert hub.calls == []
 
 
+def test_a_set_whose_list_of_left_out_samples_was_changed_is_not_sent(folder: Path) -> None:
+    (folder / "left_out.parquet").write_bytes(b"changed")
+    hub = FakeHub()
+    with pytest.raises(ValueError, match=r"nothing was sent:\n  left_out\.parquet has another"):
+        run(PushConfig(data=folder, repo_id="lab/mini"), api=hub)
+    assert hub.calls == []
+
+
 def test_a_set_without_its_card_is_not_sent(folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks README\.md"):
