@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datasets_build.bodies import SecondBody
 from datasets_build.dataset import SkeletonDataset
 from datasets_build.joints import Skeleton, skeleton_from_json, skeleton_named
 from datasets_build.manifest import read_json
@@ -20,11 +21,12 @@ from training.config import ModelConfig, TrainConfig
 from training.methods.classify import ClassifyMethod
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method
+from training.models.ctrgcn import CTRGCN
 from training.models.hglnet import HGLNet
 from training.models.language_model import FrozenLanguageModel
 from training.models.ssf import SSF
 
-MODELS: dict[str, type[nn.Module]] = {"hglnet": HGLNet}
+MODELS: dict[str, type[nn.Module]] = {"hglnet": HGLNet, "ctrgcn": CTRGCN}
 METHODS: dict[str, type[Method]] = {"classify": ClassifyMethod, "hocslm": HocSLMMethod}
 
 CONFIG_FILE = "config.json"
@@ -45,6 +47,8 @@ class RunRecord:
         skeleton: its layout.
         classes: its classes in label order, {label, action_id, name} each.
         protocol_fingerprint: see Protocol.fingerprint; None in runs of earlier versions.
+        family: of its samples (SkeletonDataset.family); None in runs of earlier versions.
+        second_body: what stood for a body that was not seen; None in runs of earlier versions.
     """
 
     folder: Path
@@ -54,6 +58,8 @@ class RunRecord:
     skeleton: Skeleton
     classes: list[dict[str, Any]]
     protocol_fingerprint: str | None = None
+    family: str | None = None
+    second_body: SecondBody | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -69,6 +75,8 @@ class RunRecord:
                 "fingerprint": self.dataset_fingerprint,
                 "skeleton": self.skeleton.as_json(),
                 "classes": self.classes,
+                "family": self.family,
+                "second_body": self.second_body,
             },
             "protocol_fingerprint": self.protocol_fingerprint,
         }
@@ -149,6 +157,8 @@ def read_run(folder: Path) -> RunRecord:
             ),
             classes=data["classes"],
             protocol_fingerprint=value.get("protocol_fingerprint"),
+            family=data.get("family"),
+            second_body=data.get("second_body"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -30,7 +30,9 @@ def spatial_unit(skeleton="ucla-20", in_channels=16, out_channels=12, **changes)
     graph = adjacency(skeleton_named(skeleton))
     if changes.pop("num_subsets", 3) == 1:
         graph = (graph.sum(0, keepdim=True) > 0).float()
-    arguments = {"spatial": "both", "num_heads": 5, "reduction": 4} | SWITCHES | changes
+    spatial = changes.pop("spatial", "both")
+    parts = {"has_global": spatial in ("gsm", "both"), "has_local": spatial in ("lse", "both")}
+    arguments = {"num_heads": 5, "reduction": 4} | SWITCHES | parts | changes
     return CTS(in_channels, out_channels, graph=graph, **arguments)
 
 
@@ -142,13 +144,6 @@ def reference_cts(unit, x, graph, num_heads=5):
             A = A + (1 if unit.lse is None else unit.lambda_global) * global_part[k]
         if local_part is not None:
             A = A + (1 if unit.gsm is None else unit.lambda_local) * local_part[k]
-        if unit.channel is not None:
-            c = unit.channel
-            R = c.expand.shape[2]
-            psi = pointwise(c.psi.view(K, R, -1)[k], pooled)
-            phi = pointwise(c.phi.view(K, R, -1)[k], pooled)
-            relation = torch.tanh(psi[..., :, None] - phi[..., None, :])
-            A = c.adjacency[k] + c.alpha * torch.einsum("or,brij->boij", c.expand[k], relation)
         theta = unit.theta.view(-1, K, x.shape[1])[:, k]
         total = total + torch.einsum("bcij,bcjt->bcit", A, pointwise(theta, x))
     y = unit.norm(total)
@@ -169,43 +164,48 @@ def part_of(norm, channels):
     return part
 
 
-def reference_dht(unit, y):
-    """Eqs. 8-10."""
-    B, _, V, T = y.shape
+def reference_ltc(unit, y):
+    """Eq. 9: four branches, each with maps and BNs of its own."""
     s, b = unit.stride, unit.branch
-    rows = list(unit.project.split(b))
-    total = 0
-    if unit.has_local:
-        inner = [
-            torch.relu(part_of(unit.inner_norm, slice(i * b, (i + 1) * b))(pointwise(rows[i], y)))
-            for i in range(3)
-        ]
-        branches = [
-            F.conv2d(inner[0], unit.conv, stride=(1, s), padding=(0, 2)),
-            F.conv2d(inner[1], unit.dilated_conv, stride=(1, s), padding=(0, 4), dilation=(1, 2)),
-            F.max_pool2d(inner[2], (1, 3), stride=(1, s), padding=(0, 1)),
-            F.conv2d(y, rows[3][:, :, None, None], stride=(1, s)),
-        ]
-        normed = [
-            part_of(unit.local_norm, slice(i * b, (i + 1) * b))(branch)
-            for i, branch in enumerate(branches)
-        ]
-        eta = unit.eta_local if unit.has_global else 1
-        total = total + eta * torch.cat(normed, dim=1)  # Eq. 9
-    if unit.has_global:
-        q, k, v = (pointwise(row, y) for row in rows[-3:])
-        d = b // unit.heads
-        mixed = torch.zeros(B, b, V, T).to(y)
-        for joint in range(V):
-            for h in range(unit.heads):
-                c = slice(h * d, (h + 1) * d)
-                energy = torch.einsum("bci,bcj->bij", q[:, c, joint], k[:, c, joint]) / d**0.5
-                A_T = torch.tanh(energy) if unit.correlation == "tanh" else energy.softmax(-1)
-                mixed[:, c, joint] = torch.einsum("bij,bcj->bci", A_T, v[:, c, joint])
-        out = F.conv2d(mixed, unit.output, stride=(1, s), padding=(0, 1))
-        eta = unit.eta_global if unit.has_local else 1
-        total = total + eta * unit.global_norm(out)  # Eq. 8
-    return total
+    inner = [
+        torch.relu(part_of(unit.inner_norm, slice(i * b, (i + 1) * b))(pointwise(rows, y)))
+        for i, rows in enumerate(unit.inner.split(b))
+    ]
+    branches = [
+        F.conv2d(inner[0], unit.conv, stride=(1, s), padding=(0, 2)),
+        F.conv2d(inner[1], unit.dilated_conv, stride=(1, s), padding=(0, 4), dilation=(1, 2)),
+        F.max_pool2d(inner[2], (1, 3), stride=(1, s), padding=(0, 1)),
+        F.conv2d(y, unit.last[:, :, None, None], stride=(1, s)),
+    ]
+    normed = [
+        part_of(unit.norm, slice(i * b, (i + 1) * b))(branch) for i, branch in enumerate(branches)
+    ]
+    return torch.cat(normed, dim=1)
+
+
+def reference_gta(unit, y):
+    """Eq. 8, joint by joint and head by head."""
+    B, _, V, T = y.shape
+    b = unit.output.shape[1]
+    q, k, v = (pointwise(rows, y) for rows in unit.project.split(b))
+    d = b // unit.heads
+    mixed = torch.zeros(B, b, V, T).to(y)
+    for joint in range(V):
+        for h in range(unit.heads):
+            c = slice(h * d, (h + 1) * d)
+            energy = torch.einsum("bci,bcj->bij", q[:, c, joint], k[:, c, joint]) / d**0.5
+            A_T = torch.tanh(energy) if unit.correlation == "tanh" else energy.softmax(-1)
+            mixed[:, c, joint] = torch.einsum("bij,bcj->bci", A_T, v[:, c, joint])
+    return unit.norm(F.conv2d(mixed, unit.output, stride=(1, unit.stride), padding=(0, 1)))
+
+
+def reference_dht(unit, y):
+    """Eq. 10."""
+    if unit.local is None:
+        return reference_gta(unit, y)
+    if not unit.has_global:
+        return reference_ltc(unit.local, y)
+    return unit.eta_local * reference_ltc(unit.local, y) + unit.eta_global * reference_gta(unit, y)
 
 
 def assert_same(fast, slow, x, unit, *, tolerance):
@@ -240,7 +240,6 @@ CTS_VARIANTS = [
     {"skeleton": "coco-17"},
     {"spatial": "gsm"},
     {"spatial": "lse"},
-    {"spatial": "ctr"},
     {"similarity": "cosine", "distinctiveness": "signed"},
     {"similarity": "tanh", "distinctiveness": "complement"},
     {"modulation": "additive", "topology_residual": "base"},
@@ -290,10 +289,10 @@ def test_folded_scales_leave_the_running_statistics_of_a_plain_batch_norm():
     plain = copy.deepcopy(unit)
     unit(x)
     reference_dht(plain, x)
-    # The reference runs global_norm whole; LTC's is split there and keeps no statistics.
-    torch.testing.assert_close(unit.global_norm.running_mean, plain.global_norm.running_mean)
-    torch.testing.assert_close(unit.global_norm.running_var, plain.global_norm.running_var)
-    assert int(unit.local_norm.num_batches_tracked) == 1
+    # The reference runs GTA's BN whole; LTC's is split there and keeps no statistics.
+    torch.testing.assert_close(unit.norm.running_mean, plain.norm.running_mean)
+    torch.testing.assert_close(unit.norm.running_var, plain.norm.running_var)
+    assert int(unit.local.norm.num_batches_tracked) == 1
 
 
 # --- the whole model ---
@@ -367,10 +366,10 @@ def test_the_gates_of_the_topology_move_from_their_zero_start():
     """With lambda_G = 1 alpha, beta and gamma get gradients although they start at zero."""
     model = small()
     for block in model.blocks:
-        nn.init.ones_(block.cts.norm.weight)
+        nn.init.ones_(block.spatial.norm.weight)
     F.cross_entropy(model(skeletons(model)), torch.tensor([0, 3, 6])).backward()
-    gsm = model.blocks[3].cts.gsm
-    for gate in (gsm.alpha, gsm.beta, gsm.gamma, model.blocks[3].dht.eta_global):
+    gsm = model.blocks[3].spatial.gsm
+    for gate in (gsm.alpha, gsm.beta, gsm.gamma, model.blocks[3].temporal.eta_global):
         assert torch.count_nonzero(gate) == 0
         assert torch.count_nonzero(gate.grad) > 0
 

@@ -1,11 +1,9 @@
 """HGLNet, the skeleton encoder of HocSLM (arXiv 2603.27103): CTS and DHT in ten blocks.
 
 Shapes: N samples, M bodies, B = N*M, T frames, V joints, C channels, K graph subsets, R reduced
-channels, H heads, Q edges of the physical graph. Inside the model a tensor is (B, C, V, T): a 1x1
-convolution is then one matrix product (C_out, C_in) x (C_in, V*T) a sample, and the contraction
-with the topology one product (V, K*V) x (K*V, T) a sample and channel, without moving any data.
-
-A block is  y = ReLU(BN(CTS(x)) + down(x)),  out = ReLU(DHT(y) + residual(x)).
+channels, H heads, Q edges of the physical graph. The frame, its layout in memory and the product
+with the topology (Eq. 7) are CTR-GCN's: frame.py. A block is  y = ReLU(BN(CTS(x)) + down(x)),
+out = ReLU(DHT(y) + residual(x)).
 
 CTS (Eqs. 1-7, composite topology, spatial), for every subset k:
     Eq. 1  u = W_1 mean_T(x) in R^(R x V);  X~_c = u_c w^T + 1 b^T in R^(V x V)
@@ -27,9 +25,8 @@ test_hglnet.py holds the plain form):
 - X~ has rank two, so Q, K and V have: Q^h K^h^T needs only two numbers a head beside u, and
   P^h V^h = (P^h u) w_v^T + 1 b_v^T. No V x V x V product is left except the distance of Eq. 3.
 - Eq. 6 is computed on the Q entries where M_k is not zero (3V - 2 of 3 V^2), never on V x V.
-- Theta of all subsets is one product, the sum over subsets and joints another; the 1x1 maps of LTC
-  and the three projections of GTA are one product; the last BNs of LTC's branches are one BN;
-  lambda_G, lambda_L, eta_G and eta_L are folded into the weights that they multiply.
+- The three projections of GTA are one product; lambda_G, lambda_L, eta_G and eta_L are folded into
+  the weights that they multiply; and see frame.py.
 
 Where we had to choose. The paper's equations survive only as prose; the forms above are the
 reconstruction of shared/design/models.md section 1.2-1.3, whose alternatives are switches here.
@@ -57,7 +54,7 @@ reconstruction of shared/design/models.md section 1.2-1.3, whose alternatives ar
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's users know
@@ -65,6 +62,18 @@ from torch import Tensor, nn
 
 from datasets_build.joints import Skeleton, skeleton_named
 from training.graph import adjacency
+from training.models.ctrgcn import ChannelTopology
+from training.models.frame import (
+    GraphNetwork,
+    SpatialUnit,
+    TemporalBranches,
+    batch_norm,
+    by_subset,
+    check_choice,
+    expanded,
+    init_map,
+    pointwise,
+)
 
 Spatial = Literal["ctr", "lse", "gsm", "both"]
 Temporal = Literal["ltc", "gta", "both"]
@@ -75,35 +84,8 @@ TopologyResidual = Literal["lifted", "base"]
 Energy = Literal["pairwise", "lifted"]
 Correlation = Literal["softmax", "tanh"]
 
-_WIDTHS = (1, 1, 1, 1, 2, 2, 2, 4, 4, 4)  # channels of the ten blocks in units of base_channels
-_STRIDED_BLOCKS = (4, 7)  # 0-based
 _TEMPORAL_HEADS = 4  # LG-SGNet's J-GTM
 _TEMPORAL_HEAD_WIDTH = 4  # the least: its width where C = 64; narrower models have fewer heads
-_SPATIAL_BN_WEIGHT = 1e-6  # LG-SGNet and CTR-GCN: the block starts as its residual
-
-
-def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """A 1x1 map: weight (C_out, C_in) on x (B, C_in, sites) -> (B, C_out, sites)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        # oneDNN's kernels reach twice the rate of the BLAS in float32; in bf16 it is the other way.
-        return F.conv1d(x, weight[:, :, None])
-    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
-
-
-def _init_conv(weight: Tensor, fan_out: int) -> nn.Parameter:
-    """He initialisation by the fan out, as the parents."""
-    return nn.Parameter(nn.init.normal_(weight, std=math.sqrt(2.0 / fan_out)))
-
-
-def _batch_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None = None) -> Tensor:
-    """norm(x), times a scalar that is folded into its affine map."""
-    if scale is None:
-        return norm(x)
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    weight, bias = norm.weight * scale, norm.bias * scale
-    mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum or 0.0
-    return F.batch_norm(x, mean, var, weight, bias, norm.training, momentum, norm.eps)
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -140,7 +122,7 @@ class GSM(nn.Module):
         self.distinctiveness = distinctiveness
         self.modulation = modulation
         self.topology_residual = topology_residual
-        self.reduce = _init_conv(torch.empty(K * R, in_channels), R)  # W_1
+        self.reduce = init_map(torch.empty(K * R, in_channels), R)  # W_1
         self.lift_weight = nn.Parameter(torch.ones(K, V))  # w
         self.lift_bias = nn.Parameter(torch.zeros(K, V))  # b
         bound = 1.0 / math.sqrt(V)  # torch's default for a linear map
@@ -149,7 +131,7 @@ class GSM(nn.Module):
             self.register_parameter(name, nn.Parameter(weight))  # W_q, W_k, W_v
         for name in ("alpha", "beta", "gamma"):
             self.register_parameter(name, nn.Parameter(torch.zeros(K)))
-        self.expand = _init_conv(torch.empty(K, out_channels, R), out_channels)  # W_O
+        self.expand = init_map(torch.empty(K, out_channels, R), out_channels)  # W_O
         runs = torch.tensor_split(torch.arange(V), num_heads)
         in_head = torch.zeros(num_heads, V)
         for head, columns in enumerate(runs):
@@ -168,7 +150,7 @@ class GSM(nn.Module):
         """A^ + gamma X~ of Eq. 5 from the time means (B, C_in, V): (B, K, R, V, V)."""
         B, _, V = pooled.shape
         K, _, R = self.expand.shape
-        u = _pointwise(pooled, self.reduce).view(B, K, R, V)  # Eq. 1
+        u = torch.matmul(self.reduce, pooled).view(B, K, R, V)  # Eq. 1
         # Rows of X~ are u_i w + b; through a matrix W they become u_i (w W) + b W.
         lift = torch.stack((self.lift_weight, self.lift_bias), dim=1)  # (K, 2, V)
         q_w, q_b = torch.bmm(lift, self.query).unbind(1)  # (K, V)
@@ -254,16 +236,16 @@ class LSE(nn.Module):
         subset, target, source = (graph > 0).nonzero(as_tuple=True)  # (Q,) each, subset by subset
         self.register_buffer("target", target, persistent=False)  # i, the joint that receives
         self.register_buffer("source", source, persistent=False)  # j, the joint that sends
-        # Place of an edge in the flattened (V, K, V) topology of CTS.
-        self.register_buffer("place", target * K * V + subset * V + source, persistent=False)
+        # Place of an edge in the flattened (K, Vj, Vi) topology of CTS.
+        self.register_buffer("place", (subset * V + source) * V + target, persistent=False)
         self.adjacency = nn.Parameter(graph[subset, target, source].clone())  # A_k on its mask
-        self.psi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
+        self.psi = init_map(torch.empty(K * reduced, in_channels), reduced)
         if energy == "pairwise":
-            self.phi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
+            self.phi = init_map(torch.empty(K * reduced, in_channels), reduced)
         else:
             self.lift_weight = nn.Parameter(torch.ones(K, V))
             self.lift_bias = nn.Parameter(torch.zeros(K, V))
-        self.expand = _init_conv(torch.empty(K, out_channels, reduced), out_channels)  # W_E
+        self.expand = init_map(torch.empty(K, out_channels, reduced), out_channels)  # W_E
         self.epsilon = nn.Parameter(torch.zeros(K))
         self.gate = nn.ModuleList(
             nn.Sequential(nn.Linear(num, num), nn.ReLU(), nn.Linear(num, num))
@@ -279,10 +261,10 @@ class LSE(nn.Module):
         """A_L on the edges: (B, C_out, Q) from the time means (B, C_in, V)."""
         B, _, V = pooled.shape
         K, _, R = self.expand.shape
-        psi = _pointwise(pooled, self.psi).view(B, K, R, V).unbind(1)
+        psi = torch.matmul(self.psi, pooled).view(B, K, R, V).unbind(1)
         phi = psi
         if self.energy == "pairwise":
-            phi = _pointwise(pooled, self.phi).view(B, K, R, V).unbind(1)
+            phi = torch.matmul(self.phi, pooled).view(B, K, R, V).unbind(1)
         weights: list[Tensor] = []
         edges = zip(
             self.target.split(self.num_edges),
@@ -302,31 +284,20 @@ class LSE(nn.Module):
         return torch.cat(weights, dim=2)  # (B, C_out, Q)
 
 
-class ChannelTopology(nn.Module):
-    """CTR-GCN's topology, the baseline of the ablations: A_k + alpha W tanh(psi_i - phi_j)."""
+class CTS(SpatialUnit):
+    """Composite-topology spatial unit, Eqs. 1-7, with its BN, shortcut and ReLU.
 
-    def __init__(self, in_channels: int, out_channels: int, *, graph: Tensor, reduced: int) -> None:
-        super().__init__()
-        K = graph.shape[0]
-        self.adjacency = nn.Parameter(graph.clone())
-        self.psi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
-        self.phi = _init_conv(torch.empty(K * reduced, in_channels), reduced)
-        self.expand = _init_conv(torch.empty(K, out_channels, reduced), out_channels)
-        self.alpha = nn.Parameter(torch.zeros(()))
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(B, K, C_out, V, V) from the time means (B, C_in, V)."""
-        B, _, V = pooled.shape
-        K, C, R = self.expand.shape
-        psi = _pointwise(pooled, self.psi).view(B, K, R, V)
-        phi = _pointwise(pooled, self.phi).view(B, K, R, V)
-        relation = torch.tanh(psi[..., :, None] - phi[..., None, :]).flatten(3)  # (B, K, R, V*V)
-        refined = torch.matmul(self.alpha * self.expand, relation)
-        return refined.view(B, K, C, V, V) + self.adjacency[:, None]
-
-
-class CTS(nn.Module):
-    """Composite-topology spatial unit, Eqs. 1-7, with its BN, shortcut and ReLU."""
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        graph: (K, V, V) normalised adjacency.
+        has_global: GSM is there.
+        has_local: LSE is there.
+        reduction: r of Eq. 1.
+        num_heads: H of Eq. 2.
+        energy: E of Eq. 6.
+        choices: the alternatives of Eqs. 3-5, see GSM.
+    """
 
     def __init__(
         self,
@@ -334,24 +305,19 @@ class CTS(nn.Module):
         out_channels: int,
         *,
         graph: Tensor,
-        spatial: Spatial,
-        num_heads: int,
+        has_global: bool,
+        has_local: bool,
         reduction: int,
-        similarity: Similarity,
-        distinctiveness: Distinctiveness,
-        modulation: Modulation,
-        topology_residual: TopologyResidual,
+        num_heads: int,
         energy: Energy,
+        **choices: Any,
     ) -> None:
-        super().__init__()
         K, V, _ = graph.shape
+        super().__init__(in_channels, out_channels, num_subsets=K, has_bias=False)
         reduced = 8 if in_channels <= 9 else max(in_channels // reduction, 2)
         self.gsm: GSM | None = None
         self.lse: LSE | None = None
-        self.channel: ChannelTopology | None = None
-        if spatial == "ctr":
-            self.channel = ChannelTopology(in_channels, out_channels, graph=graph, reduced=reduced)
-        if spatial in ("gsm", "both"):
+        if has_global:
             self.gsm = GSM(
                 in_channels,
                 out_channels,
@@ -359,75 +325,31 @@ class CTS(nn.Module):
                 num_subsets=K,
                 reduced=reduced,
                 num_heads=num_heads,
-                similarity=similarity,
-                distinctiveness=distinctiveness,
-                modulation=modulation,
-                topology_residual=topology_residual,
+                **choices,
             )
-        if spatial in ("lse", "both"):
+        if has_local:
             self.lse = LSE(in_channels, out_channels, graph=graph, reduced=reduced, energy=energy)
         # Eq. 7's fusion weights; a topology alone needs none, the BN behind it would cancel it.
         self.lambda_global = self.lambda_local = None
-        if spatial == "both":
+        if has_global and has_local:
             self.lambda_global = nn.Parameter(torch.ones(()))
             self.lambda_local = nn.Parameter(torch.ones(()))
-        # Theta; its rows are ordered (C_out, K), so that (K, V) is one axis of the product below.
-        self.theta = _init_conv(torch.empty(out_channels * K, in_channels), out_channels)
-        self.norm = nn.BatchNorm2d(out_channels)
-        nn.init.constant_(self.norm.weight, _SPATIAL_BN_WEIGHT)
-        self.down: nn.Module = nn.Identity()
-        if in_channels != out_channels:
-            self.down = Shortcut(in_channels, out_channels, stride=1)
-        self.K = K
 
-    def topology(self, pooled: Tensor) -> Tensor:
-        """A_comp of Eq. 7, (B, C_out, V, K * V), from the time means (B, C_in, V) in float32."""
+    def topology(self, pooled: Tensor, dtype: torch.dtype) -> Tensor:
+        """A_comp of Eq. 7, see SpatialUnit."""
         B, _, V = pooled.shape
-        K, C = self.K, len(self.theta) // self.K
-        if self.channel is not None:
-            dense = self.channel(pooled)  # (B, K, C, V, V)
-        elif self.gsm is not None:
-            weight = _scaled(self.gsm.expand, self.lambda_global)  # (K, C, R)
-            mixed = self.gsm.enhanced(pooled).flatten(3)  # (B, K, R, V*V)
-            dense = torch.matmul(weight, mixed).view(B, K, C, V, V)
+        if self.gsm is not None:
+            weight = by_subset(_scaled(self.gsm.expand, self.lambda_global))  # (C*K, K*R)
+            mixed = self.gsm.enhanced(pooled).transpose(-1, -2)  # (B, K, R, Vj, Vi)
+            composite = expanded(weight, mixed.flatten(3).flatten(1, 2), dtype)
         else:
-            dense = pooled.new_zeros(B, K, C, V, V)
-        composite = dense.permute(0, 2, 3, 1, 4).reshape(B, C, V * K * V)
+            composite = pooled.new_zeros(B, len(self.theta), V * V, dtype=dtype)
         if self.lse is not None:
             local = _scaled(self.lse(pooled), self.lambda_local)  # (B, C, Q)
-            composite.index_add_(2, self.lse.place, local)  # fresh: nothing else holds it
-        return composite.view(B, C, V, K * V)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, V, T) -> (B, C_out, V, T)."""
-        B, _, V, T = x.shape
-        with torch.autocast(x.device.type, enabled=False):
-            # Small and full of exponentials: kept in float32.
-            pooled = x.mean(
-                dim=3, dtype=torch.promote_types(x.dtype, torch.float32)
-            )  # (B, C_in, V)
-            A = self.topology(pooled)  # (B, C_out, V, K*V)
-        features = _pointwise(x.flatten(2), self.theta)  # (B, C_out*K, V*T)
-        features = features.view(-1, self.K * V, T)  # (B*C_out, K*V, T)
-        y = torch.bmm(A.view(-1, V, self.K * V).to(features.dtype), features)  # (B*C_out, V, T)
-        y = self.norm(y.view(B, -1, V, T))
-        return y.add_(self.down(x)).relu_()
-
-
-class Shortcut(nn.Module):
-    """A 1x1 convolution with BN where channels or frames change."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.weight = _init_conv(torch.empty(out_channels, in_channels), out_channels)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, V, T) -> (B, C_out, V, ceil(T / stride))."""
-        x = x[..., :: self.stride]
-        B, _, V, T = x.shape
-        return self.norm(_pointwise(x.flatten(2), self.weight).view(B, -1, V, T))
+            edges = composite.view(B, -1, self.K * V * V)
+            # The product is fresh, nothing else holds it.
+            composite = edges.index_add(2, self.lse.place, local.to(dtype)).view_as(composite)
+        return composite
 
 
 class DHT(nn.Module):
@@ -437,95 +359,53 @@ class DHT(nn.Module):
         self, channels: int, *, stride: int, temporal: Temporal, correlation: Correlation
     ) -> None:
         super().__init__()
-        if channels % 4:
-            raise ValueError(f"DHT needs channels in four equal branches, got {channels}")
-        C, branch = channels, channels // 4
         self.stride = stride
         self.correlation = correlation
-        self.has_local = temporal in ("ltc", "both")
+        self.local: TemporalBranches | None = None
+        if temporal in ("ltc", "both"):
+            self.local = TemporalBranches(channels, stride=stride)
         self.has_global = temporal in ("gta", "both")
-        self.branch = branch
-        rows = []
-        if self.has_local:  # F_1, F_2, F_3, F_4
-            rows.append(_init_conv(torch.empty(4 * branch, C), branch).data)
-            self.inner_norm = nn.BatchNorm2d(3 * branch)
-            self.conv = _init_conv(torch.empty(branch, branch, 1, 5), branch * 5)
-            self.dilated_conv = _init_conv(torch.empty(branch, branch, 1, 5), branch * 5)
-            self.local_norm = nn.BatchNorm2d(C)
-        if self.has_global:  # Q, K, V
-            self.heads = math.gcd(_TEMPORAL_HEADS, max(branch // _TEMPORAL_HEAD_WIDTH, 1))
-            rows.append(_init_conv(torch.empty(3 * branch, C), branch).data)
-            self.output = _init_conv(torch.empty(C, branch, 1, 3), C * 3)
-            self.global_norm = nn.BatchNorm2d(C)
+        if self.has_global:
+            width = channels // 4
+            self.heads = math.gcd(_TEMPORAL_HEADS, max(width // _TEMPORAL_HEAD_WIDTH, 1))
+            self.project = init_map(torch.empty(3 * width, channels), width)  # Q, K, V
+            self.output = init_map(torch.empty(channels, width, 1, 3), channels * 3)
+            self.norm = nn.BatchNorm2d(channels)
         self.eta_global = self.eta_local = None  # Eq. 10, where there are two paths to fuse
         if temporal == "both":
             self.eta_global = nn.Parameter(torch.zeros(()))
             self.eta_local = nn.Parameter(torch.ones(()))
-        self.project = nn.Parameter(torch.cat(rows))
 
-    def _local(self, z: Tensor, last: Tensor) -> Tensor:
-        """LTC, Eq. 9, from the 1x1 maps of its first three branches and of the last."""
-        s, b = self.stride, self.branch
-        inner = self.inner_norm(z).relu_()  # (B, 3C/4, V, T)
-        first, second, third = inner.split(b, dim=1)
-        parts = (
-            F.conv2d(first, self.conv, stride=(1, s), padding=(0, 2)),
-            F.conv2d(second, self.dilated_conv, stride=(1, s), padding=(0, 4), dilation=(1, 2)),
-            F.max_pool2d(third, (1, 3), stride=(1, s), padding=(0, 1)),
-            last[..., ::s],
-        )
-        return _batch_norm(torch.cat(parts, dim=1), self.local_norm, self.eta_local)
-
-    def _global(self, z: Tensor) -> Tensor:
-        """GTA, Eq. 8, from Q, K and V (B, 3C/4, V, T): (B, C, V, T / stride)."""
-        B, _, V, T = z.shape
-        H, d = self.heads, self.branch // self.heads
-        z = z.view(B, 3, H, d, V, T)
+    def _global(self, y: Tensor) -> Tensor:
+        """GTA, Eq. 8: (B, C, V, T) -> (B, C, V, T / stride)."""
+        B, _, V, T = y.shape
+        H = self.heads
+        z = pointwise(y, self.project).permute(0, 2, 3, 1)  # (B, V, T, 3*H*d)
+        z = z.reshape(B * V, T, 3, H, -1).permute(2, 0, 3, 1, 4)  # (3, B*V, H, T, d)
+        d = z.shape[-1]
         if z.device.type != "cpu" and self.correlation == "softmax":
-            q, k, v = z.permute(1, 0, 2, 4, 5, 3).flatten(2, 3)  # (B, H*V, T, d)
-            mixed = F.scaled_dot_product_attention(q, k, v).view(B, H, V, T, d)
-            mixed = mixed.permute(0, 1, 4, 2, 3).reshape(B, H * d, V, T)
+            q, k, v = z
+            mixed = F.scaled_dot_product_attention(q, k, v)  # (B*V, H, T, d)
         else:
             # Written out: on the CPU the fused kernel loses at such narrow heads (10x in bf16).
-            q, k, v = z.permute(1, 0, 2, 4, 3, 5).reshape(3, B * H * V, d, T)
-            energy = torch.bmm(q.transpose(1, 2) * (1.0 / math.sqrt(d)), k)  # (B*H*V, T, T)
-            A = energy.softmax(-1) if self.correlation == "softmax" else energy.tanh()
-            mixed = torch.bmm(v, A.transpose(1, 2)).view(B, H, V, d, T)
-            mixed = mixed.transpose(2, 3).reshape(B, H * d, V, T)
+            q, k, v = z.reshape(3, B * V * H, T, d)
+            with torch.autocast(y.device.type, enabled=False):  # all of it in the dtype of z
+                energy = torch.bmm(q * (1.0 / math.sqrt(d)), k.transpose(1, 2))  # (B*V*H, T, T)
+                A = energy.softmax(-1) if self.correlation == "softmax" else energy.tanh()
+                mixed = torch.bmm(A, v).view(B * V, H, T, d)
+        mixed = mixed.transpose(1, 2).reshape(B, V, T, H * d).permute(0, 3, 1, 2)
         out = F.conv2d(mixed, self.output, stride=(1, self.stride), padding=(0, 1))
-        return _batch_norm(out, self.global_norm, self.eta_global)
+        return batch_norm(out, self.norm, self.eta_global)
 
     def forward(self, y: Tensor) -> Tensor:
         """(B, C, V, T) -> (B, C, V, ceil(T / stride))."""
-        B, _, V, T = y.shape
-        b = self.branch
-        z = _pointwise(y.flatten(2), self.project).view(B, -1, V, T)
-        if not self.has_global:
-            return self._local(*z.split((3 * b, b), dim=1))
-        if not self.has_local:
-            return self._global(z)
-        inner, last, attention = z.split((3 * b, b, 3 * b), dim=1)
-        return self._local(inner, last).add_(self._global(attention))  # Eq. 10
+        if self.local is None:
+            return self._global(y)
+        local = self.local(y, self.eta_local)
+        return local.add_(self._global(y)) if self.has_global else local  # Eq. 10
 
 
-class Block(nn.Module):
-    """One of the ten: CTS, then DHT with the block's shortcut."""
-
-    def __init__(self, spatial_unit: CTS, temporal_unit: DHT, shortcut: nn.Module | None) -> None:
-        super().__init__()
-        self.cts = spatial_unit
-        self.dht = temporal_unit
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, V, T) -> (B, C_out, V, T / stride)."""
-        out = self.dht(self.cts(x))
-        if self.shortcut is not None:
-            out = out.add_(self.shortcut(x))
-        return out.relu_()
-
-
-class HGLNet(nn.Module):
+class HGLNet(GraphNetwork):
     """The skeleton encoder and its classifier.
 
     Args:
@@ -574,20 +454,17 @@ class HGLNet(nn.Module):
         energy: Energy = "pairwise",
         correlation: Correlation = "softmax",
     ) -> None:
-        super().__init__()
-        layout = skeleton_named(skeleton)
-        _check_choice("spatial", spatial, Spatial)
-        _check_choice("temporal", temporal, Temporal)
-        _check_choice("similarity", similarity, Similarity)
-        _check_choice("distinctiveness", distinctiveness, Distinctiveness)
-        _check_choice("modulation", modulation, Modulation)
-        _check_choice("topology_residual", topology_residual, TopologyResidual)
-        _check_choice("energy", energy, Energy)
-        _check_choice("correlation", correlation, Correlation)
+        check_choice("spatial", spatial, get_args(Spatial))
+        check_choice("temporal", temporal, get_args(Temporal))
+        check_choice("similarity", similarity, get_args(Similarity))
+        check_choice("distinctiveness", distinctiveness, get_args(Distinctiveness))
+        check_choice("modulation", modulation, get_args(Modulation))
+        check_choice("topology_residual", topology_residual, get_args(TopologyResidual))
+        check_choice("energy", energy, get_args(Energy))
+        check_choice("correlation", correlation, get_args(Correlation))
         if num_subsets not in (1, 3):
             raise ValueError(f"num_subsets is {num_subsets}; choose 3 (self, inward, outward) or 1")
-        if base_channels < 4 or base_channels % 4:
-            raise ValueError(f"base_channels is {base_channels}; choose a multiple of 4")
+        layout = skeleton_named(skeleton)
         if not 1 <= num_heads_gsm <= layout.num_joints:
             raise ValueError(
                 f"num_heads_gsm is {num_heads_gsm}; choose 1 to {layout.num_joints}, "
@@ -598,78 +475,33 @@ class HGLNet(nn.Module):
             graph = (graph.sum(dim=0, keepdim=True) > 0).float()
             graph = graph / graph.sum(dim=1, keepdim=True)
 
-        self.skeleton = layout.name
-        self.num_classes = num_classes
-        self.num_bodies = num_bodies or layout.num_bodies
-        self.num_joints = layout.num_joints
-        self.in_channels = in_channels
-        self.num_features = 4 * base_channels
-        self.data_norm = nn.BatchNorm1d(self.num_bodies * self.num_joints * in_channels)
-        blocks = []
-        C_in = in_channels
-        for i, width in enumerate(_WIDTHS):
-            C_out = width * base_channels
-            stride = 2 if i in _STRIDED_BLOCKS else 1
-            spatial_unit = CTS(
+        def make_spatial(C_in: int, C_out: int) -> SpatialUnit:
+            if spatial == "ctr":
+                return ChannelTopology(C_in, C_out, graph=graph)
+            return CTS(
                 C_in,
                 C_out,
                 graph=graph,
-                spatial=spatial,
-                num_heads=num_heads_gsm,
+                has_global=spatial in ("gsm", "both"),
+                has_local=spatial in ("lse", "both"),
                 reduction=reduction,
+                num_heads=num_heads_gsm,
+                energy=energy,
                 similarity=similarity,
                 distinctiveness=distinctiveness,
                 modulation=modulation,
                 topology_residual=topology_residual,
-                energy=energy,
             )
-            temporal_unit = DHT(C_out, stride=stride, temporal=temporal, correlation=correlation)
-            shortcut: nn.Module | None = None
-            if i > 0:
-                has_same_shape = C_in == C_out and stride == 1
-                shortcut = nn.Identity() if has_same_shape else Shortcut(C_in, C_out, stride=stride)
-            blocks.append(Block(spatial_unit, temporal_unit, shortcut))
-            C_in = C_out
-        self.blocks = nn.ModuleList(blocks)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(C_in, num_classes)
-        nn.init.normal_(self.head.weight, std=math.sqrt(2.0 / num_classes))  # the parents'
-        nn.init.zeros_(self.head.bias)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """F_s (Eq. 11): the mean over frames, joints and bodies, (N, num_features).
-
-        Args:
-            x: (N, M, T, V, C).
-
-        Raises:
-            ValueError: other bodies, joints or channels than the model was made for.
-        """
-        N, M, T, V, C = x.shape
-        if (self.num_bodies, self.num_joints, self.in_channels) != (M, V, C):
-            raise ValueError(
-                f"a batch of {M} bodies, {V} joints and {C} channels was given to a model of "
-                f"{self.num_bodies}, {self.num_joints} and {self.in_channels} ({self.skeleton}); "
-                "use the layout and the number of bodies that the data set has"
-            )
-        x = x.permute(0, 1, 3, 4, 2).reshape(N, M * V * C, T)
-        x = self.data_norm(x).view(N * M, V, C, T)
-        x = x.transpose(1, 2).contiguous()  # (B, C, V, T)
-        for block in self.blocks:
-            x = block(x)
-        features = x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-        return features.view(N, M, -1).mean(dim=1)  # (N, num_features)
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (N, num_classes) of features (N, num_features)."""
-        return self.head(self.dropout(features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of skeletons (N, M, T, V, C)."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+        super().__init__(
+            num_classes,
+            layout,
+            num_bodies=num_bodies,
+            in_channels=in_channels,
+            base_channels=base_channels,
+            dropout=dropout,
+            make_spatial=make_spatial,
+            make_temporal=lambda C, stride: DHT(
+                C, stride=stride, temporal=temporal, correlation=correlation
+            ),
+        )
