@@ -62,6 +62,7 @@ def reference_gsm(gsm, pooled, num_heads):
     topologies = []
     for k in range(K):
         U = pointwise(gsm.reduce.view(K, R, -1)[k], pooled)  # (B, R, V)
+        U = torch.tanh(U) if gsm.is_bounded else U
         columns = []
         for c in range(R):
             # Eq. 1
@@ -187,7 +188,8 @@ def reference_gta(unit, y):
     """Eq. 8, joint by joint and head by head."""
     B, _, V, T = y.shape
     b = unit.output.shape[1]
-    q, k, v = (pointwise(rows, y) for rows in unit.project.split(b))
+    maps = torch.cat([pointwise(rows, y) for rows in unit.project.split(b)], dim=1)
+    q, k, v = unit.project_norm(maps).split(b, dim=1)
     d = b // unit.heads
     mixed = torch.zeros(B, b, V, T).to(y)
     for joint in range(V):
@@ -244,7 +246,7 @@ CTS_VARIANTS = [
     {"similarity": "tanh", "distinctiveness": "complement"},
     {"modulation": "additive", "topology_residual": "base"},
     {"modulation": "multiplicative", "energy": "lifted"},
-    {"num_heads": 1},
+    {"num_heads": 1, "is_bounded": False},
 ]
 
 
@@ -269,9 +271,11 @@ def test_cts_equals_its_equations_in_float32():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("temporal", ["ltc", "gta", "both"])
-@pytest.mark.parametrize("correlation", ["softmax", "tanh"])
-def test_dht_equals_its_equations_with_gradients(stride, temporal, correlation):
-    unit = DHT(16, stride=stride, temporal=temporal, correlation=correlation)
+@pytest.mark.parametrize(
+    "variant", [{}, {"correlation": "tanh"}, {"is_bounded": False}], ids=str
+)
+def test_dht_equals_its_equations_with_gradients(stride, temporal, variant):
+    unit = DHT(16, stride=stride, temporal=temporal, **variant)
     unit = opened(unit).double()
     x = inputs(2, 16, 3, 9)
     assert_same(unit, lambda z: reference_dht(unit, z), x, unit, tolerance=1e-10)

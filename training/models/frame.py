@@ -117,7 +117,7 @@ class _GraphProduct(torch.autograd.Function):
 
         Returns y (B*C, V, T).
         """
-        B, T = len(x), x.shape[-1]
+        B, T = x.shape[0], x.shape[-1]
         if _prefers_convolution(x):
             features = F.conv2d(x, theta[:, :, None, None], bias).contiguous()  # (B, C*K, V, T)
         elif bias is None:

@@ -6,7 +6,7 @@ with the topology (Eq. 7) are CTR-GCN's: frame.py. A block is  y = ReLU(BN(CTS(x
 out = ReLU(DHT(y) + residual(x)).
 
 CTS (Eqs. 1-7, composite topology, spatial), for every subset k:
-    Eq. 1  u = W_1 mean_T(x) in R^(R x V);  X~_c = u_c w^T + 1 b^T in R^(V x V)
+    Eq. 1  u = tanh(W_1 mean_T(x)) in R^(R x V);  X~_c = u_c w^T + 1 b^T in R^(V x V)
     Eq. 2  Q, K, V = X~ W_q, X~ W_k, X~ W_v;  P^h = softmax(Q^h K^h^T / sqrt(d_h));
            A = concat_h P^h V^h
     Eq. 3  S = mean_h P^h;  D[i, j] = tanh(mean_m |Q[i, m] - K[j, m]|)
@@ -17,6 +17,7 @@ CTS (Eqs. 1-7, composite topology, spatial), for every subset k:
     Eq. 7  Y_c = sum_k (lambda_G A_G + lambda_L A_L)_kc Theta_k(x)_c
 DHT (Eqs. 8-10, temporal):
     Eq. 8  for every joint: softmax(Q K^T / sqrt(d)) V over frames, Conv 3x1, BN   GTA, global
+           Q, K, V = BN(W_q x), BN(W_k x), BN(W_v x)
     Eq. 9  four branches: Conv 5x1, Conv 5x1 dilated by 2, max pool 3x1, 1x1       LTC, local
     Eq. 10 F = eta_G F_G + eta_L F_L
 
@@ -43,8 +44,10 @@ reconstruction of shared/design/models.md section 1.2-1.3, whose alternatives ar
   eta_G = 0, eta_L = 1.
 - LSE's MLP is Linear(Q_k, Q_k), ReLU, Linear(Q_k, Q_k), Q_k the entries of its subset. With K = 1
   there is one subset, all edges and self loops, column-normalised.
-- Eqs. 2 and 7 together grow with the square of their input, A_G being linear in it; only the BN
-  behind them bounds a block. Nothing was added to tame that: in evaluation the statistics must fit.
+- u of Eq. 1 is bounded by tanh, and Q, K, V of Eq. 8 have a BN (is_bounded = False: neither).
+  Without, Eqs. 2 and 7 together and the energies of Eq. 8 grow with the square of their input: on
+  NW-UCLA with the parents' SGD the gradient of Eq. 8 explodes at the end of the warm-up. The
+  parents bound both by tanh.
 - No 1x1 map has a bias: before a BN it would be cancelled, and in Theta it costs a pass over the
   largest tensor. The parents have biases there.
 - spatial = "ctr" is CTR-GCN's channel-wise topology A_k + alpha W tanh(psi_i - phi_j), the baseline
@@ -99,6 +102,36 @@ def _l1_distance(q: Tensor, k: Tensor) -> Tensor:
     return torch.cdist(q, k, p=1.0)
 
 
+class _SelfAttention(torch.autograd.Function):
+    """P = softmax_j(g_i u_j), as sum_j P_ij u_j of every head and the mean of P over the heads.
+
+    P is the largest tensor of GSM; by hand its gradient is written once instead of five times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """u (n, V), gain (n, H*V): the weighted sums (n, H*V) and the mean attention (n, V, V)."""
+        n, V = u.shape
+        P = torch.softmax(gain[..., None] * u[:, None], dim=-1)  # (n, H*V, V)
+        ctx.save_for_backward(u, gain, P)
+        return torch.bmm(P, u[..., None])[..., 0], P.view(n, -1, V, V).mean(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of u and gain."""
+        u, gain, P = ctx.saved_tensors
+        n, V = u.shape
+        of_sums, of_mean = (grad.contiguous() for grad in grads)
+        heads = gain.shape[1] // V
+        of_P = torch.addcmul(
+            (of_mean / heads)[:, None], of_sums.view(n, heads, V, 1), u.view(n, 1, 1, V)
+        ).view_as(P)
+        of_energy = torch._softmax_backward_data(of_P, P, -1, P.dtype)  # (n, H*V, V)
+        of_gain = torch.bmm(of_energy, u[..., None])[..., 0]
+        of_u = torch.bmm(gain[:, None], of_energy) + torch.bmm(of_sums[:, None], P)  # (n, 1, V)
+        return of_u[:, 0], of_gain
+
+
 class GSM(nn.Module):
     """Global semantic topology, Eqs. 1-5: a (V, V) matrix for every subset and output channel."""
 
@@ -115,9 +148,11 @@ class GSM(nn.Module):
         distinctiveness: Distinctiveness = "absolute",
         modulation: Modulation = "residual",
         topology_residual: TopologyResidual = "lifted",
+        is_bounded: bool = True,
     ) -> None:
         super().__init__()
         K, V, R = num_subsets, num_joints, reduced
+        self.is_bounded = is_bounded
         self.similarity = similarity
         self.distinctiveness = distinctiveness
         self.modulation = modulation
@@ -151,6 +186,8 @@ class GSM(nn.Module):
         B, _, V = pooled.shape
         K, _, R = self.expand.shape
         u = torch.matmul(self.reduce, pooled).view(B, K, R, V)  # Eq. 1
+        if self.is_bounded:
+            u = torch.tanh(u)
         # Rows of X~ are u_i w + b; through a matrix W they become u_i (w W) + b W.
         lift = torch.stack((self.lift_weight, self.lift_bias), dim=1)  # (K, 2, V)
         q_w, q_b = torch.bmm(lift, self.query).unbind(1)  # (K, V)
@@ -162,14 +199,12 @@ class GSM(nn.Module):
         slope = (q_w * k_w) @ self.in_head.T * scale  # (K, H)
         shift = (q_b * k_w) @ self.in_head.T * scale
         gain = u[:, :, :, None] * slope[:, None, :, None] + shift[:, None, :, None]
-        P = torch.softmax(gain[..., None] * u[:, :, :, None, None, :], dim=-1)  # (B, K, R, H, V, V)
-        H = P.shape[3]
-        mean_u = torch.bmm(P.view(-1, H * V, V), u.reshape(-1, V, 1))  # sum_j P_ij u_j
-        mean_u = mean_u.view(B, K, R, H, V)
+        mean_u, attention = _SelfAttention.apply(u.reshape(-1, V), gain.view(B * K * R, -1))
+        mean_u = mean_u.view(B, K, R, -1, V)  # sum_j P_ij u_j, (B, K, R, H, V)
         per_head = v_w[:, None, :] * self.in_head  # (K, H, V)
         A = torch.matmul(mean_u.transpose(-1, -2), per_head[:, None]) + v_b[:, None, None]
 
-        S = self._similarity(P, u, q_w, q_b, k_w, k_b)  # Eq. 3
+        S = self._similarity(attention.view(B, K, R, V, V), u, q_w, q_b, k_w, k_b)  # Eq. 3
         D = self._distinctiveness(S, u, q_w, q_b, k_w, k_b)
         alpha, beta, gamma = (p.view(K, 1, 1, 1) for p in (self.alpha, self.beta, self.gamma))
         if self.modulation == "residual":  # Eq. 4
@@ -184,11 +219,11 @@ class GSM(nn.Module):
         return enhanced + gamma * lifted
 
     def _similarity(
-        self, P: Tensor, u: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor
+        self, mean_P: Tensor, u: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor
     ) -> Tensor:
         """S of Eq. 3, (B, K, R, V, V)."""
         if self.similarity == "attention":
-            return P.mean(dim=3)
+            return mean_P
 
         def dot(a: Tensor, b: Tensor) -> Tensor:
             return (a * b).sum(-1)[:, None, None, None]  # (K, 1, 1, 1)
@@ -356,7 +391,13 @@ class DHT(nn.Module):
     """Dual-path hierarchical temporal unit, Eqs. 8-10: GTA beside LTC."""
 
     def __init__(
-        self, channels: int, *, stride: int, temporal: Temporal, correlation: Correlation
+        self,
+        channels: int,
+        *,
+        stride: int,
+        temporal: Temporal,
+        correlation: Correlation = "softmax",
+        is_bounded: bool = True,
     ) -> None:
         super().__init__()
         self.stride = stride
@@ -369,6 +410,7 @@ class DHT(nn.Module):
             width = channels // 4
             self.heads = math.gcd(_TEMPORAL_HEADS, max(width // _TEMPORAL_HEAD_WIDTH, 1))
             self.project = init_map(torch.empty(3 * width, channels), width)  # Q, K, V
+            self.project_norm = nn.BatchNorm2d(3 * width) if is_bounded else nn.Identity()
             self.output = init_map(torch.empty(channels, width, 1, 3), channels * 3)
             self.norm = nn.BatchNorm2d(channels)
         self.eta_global = self.eta_local = None  # Eq. 10, where there are two paths to fuse
@@ -380,7 +422,7 @@ class DHT(nn.Module):
         """GTA, Eq. 8: (B, C, V, T) -> (B, C, V, T / stride)."""
         B, _, V, T = y.shape
         H = self.heads
-        z = pointwise(y, self.project).permute(0, 2, 3, 1)  # (B, V, T, 3*H*d)
+        z = self.project_norm(pointwise(y, self.project)).permute(0, 2, 3, 1)  # (B, V, T, 3*H*d)
         z = z.reshape(B * V, T, 3, H, -1).permute(2, 0, 3, 1, 4)  # (3, B*V, H, T, d)
         d = z.shape[-1]
         if z.device.type != "cpu" and self.correlation == "softmax":
@@ -426,6 +468,7 @@ class HGLNet(GraphNetwork):
         modulation: Eq. 4: A + aA*S + bD, aA*S + bD ("additive"), or A + aA*S + bA*D
             ("multiplicative").
         topology_residual: what gamma adds in Eq. 5: X~ ("lifted") or A ("base").
+        is_bounded: whether u of Eq. 1 is bounded by tanh, and Q, K, V of Eq. 8 are normalised (BN).
         energy: E of Eq. 6 from pairs of joints, or from X~ ("lifted").
         correlation: A_T of Eq. 8: softmax, or the parent's tanh.
 
@@ -451,6 +494,7 @@ class HGLNet(GraphNetwork):
         distinctiveness: Distinctiveness = "absolute",
         modulation: Modulation = "residual",
         topology_residual: TopologyResidual = "lifted",
+        is_bounded: bool = True,
         energy: Energy = "pairwise",
         correlation: Correlation = "softmax",
     ) -> None:
@@ -491,6 +535,7 @@ class HGLNet(GraphNetwork):
                 distinctiveness=distinctiveness,
                 modulation=modulation,
                 topology_residual=topology_residual,
+                is_bounded=is_bounded,
             )
 
         super().__init__(
@@ -502,6 +547,10 @@ class HGLNet(GraphNetwork):
             dropout=dropout,
             make_spatial=make_spatial,
             make_temporal=lambda C, stride: DHT(
-                C, stride=stride, temporal=temporal, correlation=correlation
+                C,
+                stride=stride,
+                temporal=temporal,
+                correlation=correlation,
+                is_bounded=is_bounded,
             ),
         )
