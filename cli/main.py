@@ -33,6 +33,8 @@ from cli import (
     protocols,
     push,
     recipes,
+    replay,
+    sweep,
     train,
     verify,
 )
@@ -47,6 +49,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "push": push.push,
     "train": train.train,
+    "replay": replay.replay,
+    "sweep": sweep.sweep,
     "evaluate": evaluate.evaluate,
     "ensemble": ensemble.ensemble,
     "describe": describe.describe,
@@ -133,6 +137,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             )
         except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             _fail(str(error), exit_code=2)
+        except FloatingPointError as error:  # a training run that diverged
+            _fail(str(error), exit_code=1)
         except PermissionError as error:
             _fail(f"{error}. Give a place that you may read and write.", exit_code=2)
         except OSError as error:

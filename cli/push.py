@@ -1,4 +1,4 @@
-"""`hoc push`: a data set to the Hugging Face Hub."""
+"""`hoc push`: a data set, or the model of a run, to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _NUM_FILES_SHOWN = 20
 
 
 def push(
-    data: Annotated[Path, typer.Argument(help="A finished data set.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA|RUN", help="A finished data set, or a training run's folder."),
+    ],
     repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made if it is new.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and list the files; send nothing.")
@@ -27,7 +30,7 @@ def push(
         bool,
         typer.Option(
             "--i-may-publish",
-            help="With --public, for NTU and NW-UCLA samples: their owners allow it.",
+            help="With --public, for NTU and NW-UCLA samples and models: the owners allow it.",
         ),
     ] = False,
     revision: Annotated[
@@ -35,18 +38,21 @@ def push(
     ] = "main",
     message: Annotated[
         str | None,
-        typer.Option(help="Of the commit; default: name, number of samples, fingerprint."),
+        typer.Option(help="Of the commit; default: what it is, with its fingerprint."),
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Upload a data set to the Hugging Face Hub, private by default.
+    """Upload a data set or the model of a run to the Hugging Face Hub, private by default.
 
-    Every hash is checked first. Only the parts, dataset.json, the card, the list of what was left
-    out and the set's own protocols are sent. A stopped upload goes on with the same command: what
-    the Hub already has is not sent again.
+    **A data set**: every hash is checked first. Only the parts, dataset.json, the card, the list of
+    what was left out and the set's own protocols are sent. **A run**: its last weights, what they
+    want as input, and a card with the accuracies of hoc evaluate; SkeletonModel.from_pretrained
+    loads them. A stopped upload goes on with the same command: what the Hub already has is not sent
+    again.
     """
+    from datasets_build.dataset import DATASET_FILE
     from datasets_build.push import PushConfig
-    from datasets_build.push import run as run_push
+    from datasets_build.push import run as push_dataset
 
     config = PushConfig(
         data=data,
@@ -58,7 +64,12 @@ def push(
         is_dry_run=dry_run,
     )
     with console.progress() as progress:
-        summary = run_push(config, progress)
+        if (data / "config.json").is_file() and not (data / DATASET_FILE).exists():
+            from training.push_model import run as push_model
+
+            summary = push_model(config, progress)
+        else:
+            summary = push_dataset(config, progress)
     if json_output:
         console.print_json(asdict(summary))
         return

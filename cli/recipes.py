@@ -1,4 +1,4 @@
-"""`hoc recipes`: the caption and training recipes that ship with the project."""
+"""`hoc recipes`: the caption and training recipes and the sweeps that ship with the project."""
 
 from __future__ import annotations
 
@@ -13,25 +13,39 @@ from cli.options import JsonOption
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe's file.")] = None,
+    resolved: Annotated[
+        bool,
+        typer.Option(
+            "--resolved",
+            help="Print every value of a training recipe as JSON: its own, those of the recipe "
+            "that it extends, and the defaults.",
+        ),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """List the recipes for captioning and training, or print one of them."""
+    """List the recipes for captioning and training and the sweeps, or print one of them."""
     from captioning.recipes import caption_recipe_names, caption_recipe_path
     from training.config import recipe_names, recipe_path
+    from training.sweep_plan import SWEEPS_FOLDER, sweep_names
 
     captions = {recipe: caption_recipe_path(recipe) for recipe in caption_recipe_names()}
     trainings = {recipe: recipe_path(recipe) for recipe in recipe_names()}
+    sweeps = {sweep: SWEEPS_FOLDER / f"{sweep}.toml" for sweep in sweep_names()}
+    if resolved:
+        _print_resolved(name, [*captions, *sweeps])
+        return
     if name is not None:
-        path = trainings[name] if name in trainings else _one_of(name, captions, trainings)
+        files = {**sweeps, **trainings}
+        path = files[name] if name in files else _one_of(name, [*trainings, *sweeps, *captions])
         console.out.print(path.read_text(encoding="utf-8"), markup=False, end="")
         return
     if json_output:
-        console.print_json(
-            {key: _what_it_is(path) for key, path in {**trainings, **captions}.items()}
-        )
+        files = {**trainings, **sweeps, **captions}
+        console.print_json({key: _what_it_is(path) for key, path in files.items()})
         return
     for title, group in (
         ("Training (hoc train)", trainings),
+        ("Sweeps (hoc sweep)", sweeps),
         ("Captioning (hoc caption)", captions),
     ):
         rows = [(key, _what_it_is(path)) for key, path in group.items()]
@@ -39,14 +53,27 @@ def recipes(
     console.out.print("Print one with [bold]hoc recipes NAME[/]; use it with --recipe NAME.")
 
 
-def _one_of(name: str, captions: dict[str, Path], trainings: dict[str, Path]) -> Path:
+def _one_of(name: str, names: list[str]) -> Path:
     from captioning.recipes import caption_recipe_path
 
     try:
         return caption_recipe_path(name)
     except FileNotFoundError:
-        names = ", ".join([*trainings, *captions])
-        raise FileNotFoundError(f"there is no recipe {name!r}; there are {names}") from None
+        raise FileNotFoundError(
+            f"there is no recipe {name!r}; there are {', '.join(names)}"
+        ) from None
+
+
+def _print_resolved(name: str | None, others: list[str]) -> None:
+    from training.config import load_recipe
+
+    if name is None or name in others:
+        raise ValueError(
+            "--resolved needs the name of a training recipe, or a .toml path; the runs of a sweep "
+            "are shown by `hoc sweep SWEEP --dry-run --json`"
+        )
+    config = load_recipe(name, flags={"out": "RUN", "data": {"dataset": "DATA"}})
+    console.print_json(config.model_dump(mode="json"))
 
 
 def _what_it_is(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,7 @@ import typer
 
 from cli import console
 from cli.options import JsonOption, OutOption, SetOption
+from datasets_build.progress import SilentProgress
 
 
 def train(
@@ -24,6 +27,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and draws.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="Send metrics to wandb or trackio, too.")
+    ] = None,
     set_values: SetOption = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
     json_output: JsonOption = False,
@@ -31,7 +37,8 @@ def train(
     """Train a recipe on a data set, for one stream and one seed.
 
     Writes OUT/config.json, environment.json, metrics.jsonl and last/ (safetensors). A stopped run
-    goes on with the same command, to the same weights as if it had never stopped.
+    goes on with the same command, to the same weights as if it had never stopped. Several GPUs:
+    `torchrun --nproc-per-node 4 -m cli.main train ...`.
     """
     from training.config import load_recipe
 
@@ -41,7 +48,7 @@ def train(
         {
             "out": out,
             "data": {"dataset": data, "protocol": protocol, "stream": stream},
-            "loop": {"seed": seed, "epochs": epochs, "device": device},
+            "loop": {"seed": seed, "epochs": epochs, "device": device, "tracker": tracker},
         },
     )
     if dry_run:
@@ -50,8 +57,11 @@ def train(
 
     from training.train import run
 
-    with console.progress() as progress:
+    is_first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
+    with console.progress() if is_first else nullcontext(SilentProgress()) as progress:
         summary = run(config, progress)
+    if not is_first:
+        return
     if json_output:
         console.print_json(asdict(summary))
         return

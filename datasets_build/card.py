@@ -10,7 +10,7 @@ from datasets_build.manifest import write_bytes_atomic
 
 CARD_FILE = "README.md"
 
-_OWNERS = {
+OWNERS = {
     "ntu": "NTU RGB+D belongs to the ROSE Lab, Nanyang Technological University: academic research "
     "only, no redistribution.",
     "nw-ucla": "The Northwestern-UCLA recordings belong to their authors and are for research.",
@@ -44,7 +44,7 @@ def card_text(record: dict[str, Any]) -> str:
         f"Left out: {_left_out(counts['left_out'])} (left_out.parquet has each with its reason). "
         f"Fingerprint: `{record['fingerprint']}`; dataset.json holds sources, options and the hash "
         "of every file of data, and `hoc verify` checks them.",
-        _OWNERS.get(record["family"], "The terms of the original recordings apply."),
+        OWNERS.get(record["family"], "The terms of the original recordings apply."),
     ]
     return "\n\n".join(paragraphs) + "\n"
 

@@ -234,7 +234,7 @@ def export_ctrgcn(
     if not longest:
         raise ValueError(f"{dataset.folder} has no sample of protocol {protocol.name}")
     second_body = dataset.second_body_for(protocol)
-    label_of = _label_of(dataset, protocol)
+    label_of = label_of_action(dataset, protocol)
     shape = (max(longest, NUM_FRAMES), skeleton.num_bodies * skeleton.num_joints * 3)
     progress.start("exporting samples", sum(map(len, order.values())))
     names_path = path.with_suffix(".names.txt")
@@ -291,7 +291,7 @@ def _places(positions: list[int], num_samples: int) -> np.ndarray:
     return places
 
 
-def _label_of(dataset: SkeletonDataset, protocol: Protocol) -> dict[int, int]:
+def label_of_action(dataset: SkeletonDataset, protocol: Protocol) -> dict[int, int]:
     """The label of every action: of the benchmark's class list, else the data set's own."""
     if PROTOCOLS.get(protocol.name) == protocol:
         actions = [action for action, _ in class_list(protocol.dataset, protocol.num_classes)]

@@ -2,7 +2,8 @@
 
 Only what dataset.json lists and describes is uploaded. The Hub knows every file by its hash, so the
 same command after an interruption sends what is still wanting, and a part file there that the data
-set no longer has is removed (the card would load it as well).
+set no longer has is removed (the card would load it as well). `upload` is also what
+training/push_model.py sends the model of a run with.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class PushConfig(Settings):
     """What to upload and where to.
 
     Attributes:
-        data: a data set's folder.
+        data: a data set's folder, or a run's where it is for training.push_model.
         repo_id: "owner/name" on the Hub; a name alone is the token's owner's.
         is_public: everybody may see it.
         may_publish: the owner of the recordings allows that; wanted for NTU and NW-UCLA samples.
@@ -93,7 +94,7 @@ def run(config: PushConfig, progress: Progress | None = None, *, api: Any = None
     """
     progress = progress or SilentProgress()
     dataset = open_dataset(config.data)
-    _check_repo_id(config.repo_id)
+    check_repo_id(config.repo_id)
     if config.is_public:
         _refuse_to_publish(dataset, config)
     _check_hashes(dataset, progress)
@@ -106,21 +107,52 @@ def run(config: PushConfig, progress: Progress | None = None, *, api: Any = None
         num_bytes=sum(files.values()),
         is_dry_run=config.is_dry_run,
     )
-    return summary if config.is_dry_run else _upload(dataset, config, summary, progress, api)
+    if config.is_dry_run:
+        return summary
+    return upload(
+        dataset.folder,
+        config,
+        summary,
+        repo_type="dataset",
+        message=config.message or _message(dataset),
+        stale_files=_STALE_FILES,
+        progress=progress,
+        api=api,
+    )
 
 
-def _upload(
-    dataset: SkeletonDataset,
+def upload(
+    folder: Path,
     config: PushConfig,
     summary: PushSummary,
+    *,
+    repo_type: str,
+    message: str,
+    stale_files: list[str],
     progress: Progress,
     api: Any,
 ) -> PushSummary:
+    """Send the files of a summary to the Hub; the repository is made where it is new.
+
+    Args:
+        folder: holds the files.
+        config: where to, and who may see it.
+        summary: the files; what comes back adds the repository and the commit.
+        repo_type: "dataset" or "model".
+        message: of the commit.
+        stale_files: patterns of files there that go away unless they are sent anew.
+        progress: told once that it begins.
+        api: a huggingface_hub.HfApi; made here where it is None.
+
+    Raises:
+        ValueError: it is there and everybody sees it; no token, or one without the right to write.
+        ConnectionError: the Hub is not reached or does not answer as it should.
+    """
     if api is None:
         from huggingface_hub import HfApi
 
         api = HfApi()
-    where: dict[str, Any] = {"repo_type": "dataset"}
+    where: dict[str, Any] = {"repo_type": repo_type}
     with _explained(config.repo_id):
         api.whoami()  # says at once that there is no token, or no network
         made = api.create_repo(config.repo_id, private=not config.is_public, exist_ok=True, **where)
@@ -138,11 +170,11 @@ def _upload(
             f"uploading {len(summary.files)} files, {summary.num_bytes / 1e6:,.1f} MB, to {made}"
         )
         commit = api.upload_folder(
-            folder_path=dataset.folder,
+            folder_path=folder,
             allow_patterns=list(summary.files),
-            delete_patterns=_STALE_FILES,
+            delete_patterns=stale_files,
             revision=config.revision,
-            commit_message=config.message or _message(dataset),
+            commit_message=message,
             **where,
         )
     return PushSummary(
@@ -161,7 +193,12 @@ def _message(dataset: SkeletonDataset) -> str:
     return f"{dataset.name}: {dataset.num_rows} samples, fingerprint {dataset.fingerprint[:12]}"
 
 
-def _check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is not the name of a repository, before anything is asked of the Hub.
+
+    Raises:
+        ValueError: it is not.
+    """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

@@ -335,7 +335,7 @@ def _annotations(
 ) -> Iterator[dict[str, Any]]:
     """The annotation of every sample; its name enters the splits it belongs to."""
     columns = [name for name in schema.DATASET_SCHEMA.names if name != schema.CAPTIONS]
-    label_of = _label_of(dataset)
+    label_of = label_of_action(dataset)
     for table in dataset.tables(columns):
         rows = table.drop_columns([schema.JOINTS]).to_pylist()
         clips = joints_of_table(table, dataset.skeleton)
@@ -349,7 +349,7 @@ def _annotations(
         progress.advance(table.num_rows)
 
 
-def _label_of(dataset: SkeletonDataset) -> dict[int, int]:
+def label_of_action(dataset: SkeletonDataset) -> dict[int, int]:
     """action_id to the label that is written."""
     if dataset.family == GENERIC:
         return {entry.action_id: entry.label for entry in dataset.classes}
@@ -381,7 +381,7 @@ def _notes(dataset: SkeletonDataset, splits: Mapping[str, Sequence[str]]) -> tup
     notes = [f"{dataset.num_rows} annotations; joints are float32 (PYSKL's own files: float16)"]
     if not splits:
         notes.append("no protocol was given: the file is a bare list, read it with split=None")
-    label_of = _label_of(dataset)
+    label_of = label_of_action(dataset)
     if any(label_of.get(entry.action_id) != entry.label for entry in dataset.classes):
         notes.append(
             f"labels are the benchmark's, of all its {len(label_of)} classes; the data set numbers "

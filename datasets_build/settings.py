@@ -9,7 +9,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -137,7 +137,7 @@ def _field_names(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
         field = model.model_fields.get(str(part))
         if field is None:
             continue  # a member tag of a union
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        for inner in (field.annotation, *get_args(field.annotation)):  # a list of sections, too
+            if get_origin(inner) is None and isinstance(inner, type):
+                model = inner if issubclass(inner, BaseModel) else model
     return list(model.model_fields)

@@ -7,7 +7,8 @@
 - checkpoint.json     epoch, step, optimiser numbers, what the run was asked to do, and the hashes
     of the two files.
 A new one is written beside it as `last.tmp`, then the two change places; a kill at any moment
-leaves either the old or the new one whole, under `last` or (between two renames) `last.old`.
+leaves either the old or the new one whole, under `last` or (between two renames) `last.old`. Only
+the training run renames or removes anything: whoever reads takes the folder that is there.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ MADE_BY = "hoc train"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on as if it had not stopped; it stops at ends of epochs only.
+    """What a run needs to go on as if it had not stopped.
 
     Attributes:
         epoch: finished epochs.
-        step: finished optimiser steps.
+        step: finished optimiser steps; the place within an epoch follows from it.
         request: what decides the weights; a resume must have the same.
         weights: what evaluation uses.
         state: optimiser tensors, and the raw weights with EMA.
@@ -61,9 +62,8 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint) -> Path:
         OSError: it could not be written; the message says so, and the last good one stays whole.
     """
     last, temporary, old = (run_folder / f"{LAST}{end}" for end in ("", ".tmp", ".old"))
-    _settle(run_folder)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        settle(run_folder)
         temporary.mkdir(parents=True)
         files = {}
         for name, tensors in ((MODEL_FILE, checkpoint.weights), (STATE_FILE, checkpoint.state)):
@@ -90,25 +90,43 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        todo = "free some space and run the same command again" if full else "see the cause"
+        # safetensors raises an error of its own, which has the system's words but not its number.
+        full = any(os.strerror(n) in str(error) for n in (errno.ENOSPC, errno.EDQUOT))
+        todo = "free some space" if full else "remove the cause"
         raise OSError(
-            f"the checkpoint of epoch {checkpoint.epoch} could not be written to {last} "
-            f"({error}); the last good one is whole: {todo}"
+            f"the checkpoint of step {checkpoint.step} could not be written to {last} ({error}); "
+            f"the last good one is whole: {todo} and run the same command again"
         ) from error
     return last
 
 
+def settle(run_folder: Path) -> None:
+    """Finish or undo a change of places that was cut short; for the process that writes only."""
+    last, temporary, old = (run_folder / f"{LAST}{end}" for end in ("", ".tmp", ".old"))
+    if old.exists() and not last.exists():
+        old.replace(last)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def has_checkpoint(run_folder: Path) -> bool:
     """Whether the run has a whole checkpoint."""
-    _settle(run_folder)
-    return (run_folder / LAST / CHECKPOINT_FILE).is_file()
+    return (_whole(run_folder) / CHECKPOINT_FILE).is_file()
+
+
+def model_path(run_folder: Path) -> Path:
+    """The file with the weights that evaluation uses.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+    """
+    _read_index(run_folder)
+    return _whole(run_folder) / MODEL_FILE
 
 
 def read_request(run_folder: Path) -> tuple[int, dict[str, Any]]:
     """Finished epochs and what the run was asked to do, without loading a tensor."""
-    _settle(run_folder)
-    value = read_json(run_folder / LAST / CHECKPOINT_FILE, made_by=MADE_BY)
+    value = _read_index(run_folder)
     return value["epoch"], value["request"]
 
 
@@ -191,25 +209,24 @@ def unpack_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _settle(run_folder: Path) -> None:
-    """Finish a change of places that was cut short."""
+def _whole(run_folder: Path) -> Path:
+    """The folder of the whole checkpoint: `last`, or `last.old` between two renames."""
     last, old = run_folder / LAST, run_folder / f"{LAST}.old"
-    if not last.exists() and old.exists():
-        old.replace(last)
+    return old if old.exists() and not last.exists() else last
 
 
 def _read_index(run_folder: Path) -> dict[str, Any]:
     if not has_checkpoint(run_folder):
         raise FileNotFoundError(
             f"{run_folder} holds no checkpoint ({LAST}/{CHECKPOINT_FILE}); give the --out folder "
-            f"of a `{MADE_BY}` run that finished at least one epoch"
+            f"of a `{MADE_BY}` run that has saved one"
         )
-    index: dict[str, Any] = read_json(run_folder / LAST / CHECKPOINT_FILE, made_by=MADE_BY)
+    index: dict[str, Any] = read_json(_whole(run_folder) / CHECKPOINT_FILE, made_by=MADE_BY)
     return index
 
 
 def _load_tensors(run_folder: Path, index: Mapping[str, Any], name: str) -> dict[str, torch.Tensor]:
-    path = run_folder / LAST / name
+    path = _whole(run_folder) / name
     if not path.is_file() or sha256_file(path) != index["files"][name]["sha256"]:
         raise ValueError(
             f"{path} is missing or not the file that was saved (its sha256 differs); restore it "

@@ -10,19 +10,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from datasets_build.settings import Settings, read_toml, resolve
+from datasets_build.settings import Settings, merged, read_toml, resolve
 
 RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 View = Literal["ntu", "ucla"]
 Part = Literal["encoder", "head", "ssf"]
 # The names of training.streams.STREAMS, which needs torch; a test compares them.
 Stream = Literal["joint", "bone", "bone2", "joint-motion", "bone-motion", "bone2-motion"]
+Orphan = Literal["zero", "keep"]
+Weights = Literal["last", "best"]
 
 
 class DataConfig(Settings):
@@ -33,6 +35,10 @@ class DataConfig(Settings):
         protocol: name of the rule that splits it (a published one or one of the data set's own),
             or a .toml file that defines it.
         stream: which of the six inputs (training/streams.py).
+        orphan: what a joint without the ancestor that its bone leads to becomes: "zero" (CTR-GCN,
+            ProtoGCN), or it may "keep" its coordinates (InfoGCN).
+        validation_subjects: subject ids whose training samples are not trained on but form the
+            split "validation", on which choices may be made.
         num_frames: T, frames a clip is brought to.
         view: whose cropping and augmentation: "ntu" (protocols.md section 3) or "ucla" (section 5).
         repeat: times that each training sample is seen in an epoch, with other draws each time.
@@ -44,6 +50,8 @@ class DataConfig(Settings):
     dataset: Path
     protocol: str
     stream: Stream = "joint"
+    orphan: Orphan = "zero"
+    validation_subjects: tuple[int, ...] = ()
     num_frames: int = Field(default=64, ge=2)
     view: View = "ntu"
     repeat: int = Field(default=1, ge=1)
@@ -162,19 +170,25 @@ class LoopConfig(Settings):
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: samples of one optimiser step, over all processes and accumulated parts.
+        batch_size: samples of one optimiser step, over all processes and accumulated parts; batch
+            norms see batch_size / (processes x accumulation) of them at a time.
         accumulation: parts that a process computes one after the other for one step.
         mixed_precision: autocast of the forward pass.
         seed: of the weights, the order and every draw.
         deterministic: only bit-reproducible kernels.
         checkpoint_every_epochs: how often `last/` is replaced (the last epoch always is).
+        checkpoint_every_minutes: also within an epoch, after that time, at the next logged step;
+            0: only at ends of epochs.
         evaluate_every_epochs: how often the test split is scored for the log; 0: only after
             training.
+        keep_best_epoch: also keep the weights of the epoch that scored best at these evaluations
+            (training/best_epoch.py); `hoc evaluate --weights best` labels what it makes of them.
         log_every_steps: steps that one line of metrics.jsonl sums up.
         ema_decay: decay of the averaged weights that are saved and evaluated; None: no averaging.
         device: "auto", "cpu", "cuda" or "mps".
-        compile: torch.compile the forward pass.
+        compile: torch.compile's mode for the encoder's training pass; "no": not compiled.
         tensorboard: also write TensorBoard events.
+        tracker: also send the metrics to "wandb" or "trackio"; None: to neither.
         num_threads: CPU threads; None: as many as torch takes.
     """
 
@@ -185,12 +199,15 @@ class LoopConfig(Settings):
     seed: int = Field(default=0, ge=0)
     deterministic: bool = False
     checkpoint_every_epochs: int = Field(default=1, ge=1)
+    checkpoint_every_minutes: float = Field(default=10, ge=0)  # our choice: what one likes to lose
     evaluate_every_epochs: int = Field(default=0, ge=0)
+    keep_best_epoch: bool = False
     log_every_steps: int = Field(default=20, ge=1)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    compile: bool = False
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "no"
     tensorboard: bool = False
+    tracker: Literal["wandb", "trackio"] | None = None
     num_threads: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -200,6 +217,8 @@ class LoopConfig(Settings):
                 f"batch_size {self.batch_size} is not a multiple of accumulation "
                 f"{self.accumulation}"
             )
+        if self.keep_best_epoch and not self.evaluate_every_epochs:
+            raise ValueError("keep_best_epoch needs evaluate_every_epochs, for example 1")
         return self
 
 
@@ -226,11 +245,14 @@ class TrainConfig(Settings):
             ("data", "resident_gib"),
             ("method", "init_from"),  # the hash of its weights is compared instead
             ("loop", "checkpoint_every_epochs"),
+            ("loop", "checkpoint_every_minutes"),
             ("loop", "evaluate_every_epochs"),
+            ("loop", "keep_best_epoch"),
             ("loop", "log_every_steps"),
             ("loop", "device"),
             ("loop", "compile"),
             ("loop", "tensorboard"),
+            ("loop", "tracker"),
             ("loop", "num_threads"),
         ):
             del parts[section][name]
@@ -244,7 +266,9 @@ class EvaluateConfig(Settings):
         run: the run folder.
         dataset: another data set with the same classes and skeleton; None: the one trained on.
         protocol: another protocol; None: the one trained with.
-        split: which side of the protocol.
+        split: which side of the protocol, or the recipe's validation subjects.
+        weights: those of the last epoch, or of the "best" one that the run kept; results of the
+            latter have file names of their own and say how it was chosen.
         batch_size: samples scored at once.
         device: "auto", "cpu", "cuda" or "mps".
     """
@@ -253,6 +277,7 @@ class EvaluateConfig(Settings):
     dataset: Path | None = None
     protocol: str | None = None
     split: Split = "test"
+    weights: Weights = "last"
     batch_size: int = Field(default=64, ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
@@ -262,18 +287,32 @@ class EnsembleConfig(Settings):
 
     Attributes:
         runs: run folders that `hoc evaluate` has scored.
-        weights: one a run, fixed beforehand; None: equal.
+        rule: stated weights: "equal", or "position-motion": 1.5 for streams of positions and 1 for
+            streams of motions (InfoGCN's).
+        weights: one a run, fixed beforehand, instead of a rule.
+        search_weights: weights searched on the validation split of the runs, instead of a rule.
+        combine: what is summed: "logits" (CTR-GCN) or "probabilities" (PYSKL).
         out: folder that ensemble.json and the joined scores go to.
         split: which split's scores.
     """
 
     runs: tuple[Path, ...] = Field(min_length=1)
+    rule: Literal["equal", "position-motion"] = "equal"
     weights: tuple[float, ...] | None = None
+    search_weights: bool = False
+    combine: Literal["logits", "probabilities"] = "logits"
     out: Path
     split: Split = "test"
 
     @model_validator(mode="after")
     def _fits(self) -> EnsembleConfig:
+        if (self.rule != "equal") + (self.weights is not None) + self.search_weights > 1:
+            raise ValueError("give one of weights, rule and search_weights, not several")
+        if self.search_weights and self.split == "validation":
+            raise ValueError(
+                "weights searched on the validation split say nothing about the validation split; "
+                "give another split"
+            )
         if self.weights is not None and len(self.weights) != len(self.runs):
             raise ValueError(
                 f"{len(self.weights)} weights for {len(self.runs)} runs; give one each"
@@ -367,7 +406,97 @@ def load_recipe(
         FileNotFoundError: no such recipe file.
     """
     path = recipe_path(name_or_path)
-    source = f"recipe {path.stem}"
     return resolve(
-        TrainConfig, read_toml(path), assignments=assignments, flags=flags, source=source
+        TrainConfig,
+        read_recipe(path),
+        assignments=assignments,
+        flags=flags,
+        source=f"recipe {path.stem}",
     )
+
+
+def read_recipe(path: Path, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe file laid over those of the recipe that its `extends` names.
+
+    Raises:
+        ValueError: not TOML, or `extends` names no recipe or leads back to the file.
+        FileNotFoundError: no such file.
+    """
+    values = read_toml(path)
+    other = values.pop("extends", None)
+    if other is None:
+        return values
+    if not isinstance(other, str):
+        raise ValueError(f"{path}: extends must be a recipe's name or .toml path, given {other!r}")
+    seen = (*_seen, path.resolve())
+    try:
+        base = named_in(path, other)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{path}: extends = {other!r}: {error}") from None
+    if base.resolve() in seen:
+        raise ValueError(
+            f"{path}: extends = {other!r} leads back to {base.name}; one of them must hold all "
+            "values itself"
+        )
+    return merged(read_recipe(base, _seen=seen), values)
+
+
+def named_in(file: Path, name_or_path: str) -> Path:
+    """The recipe that a .toml file names; a path is seen from that file's folder.
+
+    Raises:
+        ValueError, FileNotFoundError: see recipe_path.
+    """
+    is_path = name_or_path.endswith(".toml")
+    return recipe_path(file.parent / name_or_path if is_path else name_or_path)
+
+
+class SweepConfig(Settings):
+    """A table of runs: every row of a sweep x stream x seed.
+
+    Attributes:
+        sweep: name of a shipped sweep or recipe, or the path of a .toml file that is one; a recipe
+            is a sweep of one row.
+        dataset: folder that `hoc build-dataset` wrote.
+        out: folder of all runs and of the table.
+        streams: inputs to train; ("all",) for the six, None for the recipe's own.
+        seeds: seeds to train; None for the recipe's own.
+        protocol: another split rule than the recipes'.
+        assignments: `section.key=value` texts laid over every row's recipe.
+        device: "auto", "cpu", "cuda" or "mps"; None for the recipe's.
+        jobs: runs at a time, each in a process of its own where there are several.
+    """
+
+    sweep: str = Field(min_length=1)
+    dataset: Path
+    out: Path
+    streams: tuple[Stream, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    protocol: str | None = None
+    assignments: tuple[str, ...] = ()
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    jobs: int = Field(default=1, ge=1)
+
+    @field_validator("streams", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        names = get_args(Stream)
+        if value is None:
+            return None
+        if tuple(value) == ("all",):
+            return names
+        for stream in value:
+            if stream not in names:
+                near = difflib.get_close_matches(str(stream), names, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(
+                    f"stream {stream!r} is not known; {hint}there are {', '.join(names)}, and all"
+                )
+        return value
+
+    @field_validator("seeds", "streams")
+    @classmethod
+    def _once(cls, value: Any) -> Any:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("one is named twice; name each once")
+        return value

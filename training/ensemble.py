@@ -1,30 +1,40 @@
 """A weighted sum of the scores of several runs, joined by sample_id.
 
-Weights are equal, or fixed beforehand and stated; none is searched on the test split. Scores are
-summed as they are (logits), as CTR-GCN's ensembles do (protocols.md section 8).
+Weights are equal, those of a stated rule, or given. They may also be searched, on the validation
+split of the training subjects and on nothing else; no weight is ever chosen on the test split.
+Scores are summed as they are (logits), as CTR-GCN's ensembles do, or as probabilities, as PYSKL's
+(protocols.md section 8).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets_build.manifest import read_json, write_json
+from datasets_build.manifest import read_json, sha256_file, write_json
 from datasets_build.progress import Progress
+from training.checkpoint import has_checkpoint, model_path
 from training.config import EnsembleConfig
 from training.evaluate import metrics_file, read_scores, scores_file, write_scores
 from training.metrics import (
     Accuracy,
     accuracy,
     confusion_matrix,
+    top_k_share,
     write_confusion_csv,
     write_confusion_png,
 )
+from training.streams import is_motion
 
 ENSEMBLE_FILE = "ensemble.json"
+POSITION_WEIGHT, MOTION_WEIGHT = 1.5, 1.0  # InfoGCN's, of the rule "position-motion"
+# Weights that a search tries for each run; our choice: coarse, a few hundred samples tell no more.
+SEARCHED_WEIGHTS = tuple(step / 5 for step in range(11))  # 0, 0.2, ..., 2
+_MOST_ROUNDS = 20  # a search ends long before; our choice
 
 
 @dataclass(frozen=True)
@@ -51,14 +61,35 @@ class EnsembleSummary:
     Attributes:
         folder: where the files are.
         members: the runs.
+        weights: where their weights are from, in words.
         accuracy: of the sum.
+        validation: of the sum on the samples that weights were searched on; None without a search.
         files: what was written.
     """
 
     folder: Path
     members: tuple[Member, ...]
+    weights: str
     accuracy: Accuracy
+    validation: Accuracy | None
     files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class JoinedScores:
+    """The scores of several runs on the same samples.
+
+    Attributes:
+        sample_ids: n ids.
+        labels: (n,) 0-based.
+        scores: (runs, n, num_classes) float64: logits or probabilities.
+        records: what `hoc evaluate` wrote about each run.
+    """
+
+    sample_ids: list[str]
+    labels: np.ndarray
+    scores: np.ndarray
+    records: list[dict[str, Any]]
 
 
 def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
@@ -70,39 +101,35 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
 
     Raises:
         FileNotFoundError: a run was not evaluated.
-        ValueError: samples, labels, classes or data sets differ between runs.
+        ValueError: samples, labels, classes or data sets differ between runs, a run was trained
+            on since it was evaluated, or a search has no validation split to look at.
     """
-    weights = config.weights or (1.0,) * len(config.runs)
-    progress.start("ensemble", len(config.runs), unit="runs")
-    first: dict[str, Any] | None = None
-    ids: list[str] = []
-    labels = np.zeros(0, np.int32)
-    total = np.zeros(0)
-    members = []
-    for folder, weight in zip(config.runs, weights, strict=True):
-        names, own_labels, scores = read_scores(scores_file(folder, config.split))
-        record = read_json(metrics_file(folder, config.split), made_by="hoc evaluate")
-        if first is None:
-            first, ids, labels = record, names, own_labels
-            total = np.zeros(scores.shape)
-        else:
-            _refuse_unequal(config.runs[0], folder, first, record)
-            order = _joined(config.runs[0], folder, ids, names)
-            own_labels, scores = own_labels[order], scores[order]
-            if not np.array_equal(labels, own_labels):
-                at = int(np.flatnonzero(labels != own_labels)[0])
-                raise ValueError(
-                    f"sample {ids[at]} has label {labels[at]} in {config.runs[0]} and "
-                    f"{own_labels[at]} in {folder}; evaluate both on the same data set"
-                )
-        total += weight * scores.astype(np.float64)  # (n, num_classes)
-        members.append(Member(folder, record["stream"], weight, record["top1"]))
-        progress.advance()
-    progress.finish()
-    assert first is not None, "a config has at least one run"
+    joined = join_scores(config, config.split, progress)
+    first = joined.records[0]
     class_names = [entry["name"] for entry in first["classes"]]
-    summed = total.astype(np.float32)
-    measured = accuracy(summed, labels, class_names)
+    validation, extra = None, {}
+    if config.search_weights:
+        _refuse_other_validation(config.runs, joined.records)
+        seen = join_scores(config, "validation", progress)
+        weights, origin = search_weights(seen.scores, seen.labels), "searched on validation"
+        validation = accuracy(_sum(seen.scores, weights), seen.labels, class_names)
+        equal = accuracy(_sum(seen.scores, (1.0,) * len(weights)), seen.labels, class_names)
+        extra = {
+            "validation": {
+                "subjects": first["validation_subjects"],
+                "num_samples": validation.num_samples,
+                "top1": validation.top1,
+                "top1_of_equal_weights": equal.top1,
+            }
+        }
+    else:
+        weights, origin = _stated_weights(config, joined.records)
+    summed = _sum(joined.scores, weights)
+    measured = accuracy(summed, joined.labels, class_names)
+    members = tuple(
+        Member(folder, record["stream"], weight, record["top1"])
+        for folder, record, weight in zip(config.runs, joined.records, weights, strict=True)
+    )
     config.out.mkdir(parents=True, exist_ok=True)
     files = (
         scores_file(config.out, config.split),
@@ -110,7 +137,11 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
         config.out / f"confusion-{config.split}.csv",
         config.out / f"confusion-{config.split}.png",
     )
-    write_scores(files[0], ids, labels, summed)
+    write_scores(files[0], joined.sample_ids, joined.labels, summed)
+    matrix = confusion_matrix(summed, joined.labels)
+    write_confusion_csv(files[2], matrix, class_names)
+    title = f"{len(members)} streams, {first['protocol']} {config.split}: {measured.top1:.1%}"
+    write_confusion_png(files[3], matrix, class_names, title)
     write_json(
         files[1],
         {
@@ -119,19 +150,138 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
             "dataset": first["dataset"],
             "dataset_fingerprint": first["dataset_fingerprint"],
             "classes": first["classes"],
-            "weights": "equal" if config.weights is None else "given",
+            "weights": origin,
+            "combine": config.combine,
             "members": [
                 {"run": str(m.run), "stream": m.stream, "weight": m.weight, "top1": m.top1}
                 for m in members
             ],
+            **extra,
             **measured.as_json(),
         },
     )
-    matrix = confusion_matrix(summed, labels)
-    write_confusion_csv(files[2], matrix, class_names)
-    title = f"{len(members)} streams, {first['protocol']} {config.split}: {measured.top1:.1%}"
-    write_confusion_png(files[3], matrix, class_names, title)
-    return EnsembleSummary(config.out, tuple(members), measured, files)
+    return EnsembleSummary(config.out, members, origin, measured, validation, files)
+
+
+def join_scores(config: EnsembleConfig, split: str, progress: Progress) -> JoinedScores:
+    """The scores of all runs on one split, in the order of the first one's samples.
+
+    Raises:
+        FileNotFoundError, ValueError: see run.
+    """
+    progress.start("ensemble", len(config.runs), unit="runs")
+    ids: list[str] = []
+    labels = np.zeros(0, np.int32)
+    records: list[dict[str, Any]] = []
+    parts = []
+    for folder in config.runs:
+        names, own_labels, scores = read_scores(scores_file(folder, split))
+        record = read_json(metrics_file(folder, split), made_by="hoc evaluate")
+        _refuse_stale(folder, split, record)
+        if not records:
+            ids, labels = names, own_labels
+        else:
+            _refuse_unequal(config.runs[0], folder, records[0], record)
+            order = _joined(config.runs[0], folder, ids, names)
+            own_labels, scores = own_labels[order], scores[order]
+            if not np.array_equal(labels, own_labels):
+                at = int(np.flatnonzero(labels != own_labels)[0])
+                raise ValueError(
+                    f"sample {ids[at]} has label {labels[at]} in {config.runs[0]} and "
+                    f"{own_labels[at]} in {folder}; evaluate both on the same data set"
+                )
+        scores = scores.astype(np.float64)
+        parts.append(_softmax(scores) if config.combine == "probabilities" else scores)
+        records.append(record)
+        progress.advance()
+    progress.finish()
+    return JoinedScores(ids, labels, np.stack(parts), records)
+
+
+def search_weights(scores: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
+    """Weights under which the sum gets most samples right; nothing is drawn.
+
+    Coordinate search: from equal weights, one run after the other gets the weight of
+    SEARCHED_WEIGHTS with the most hits, the others held still, until a round changes nothing. A
+    weight moves only for at least one hit more; among equally good ones it takes that nearest to 1.
+
+    Args:
+        scores: (runs, n, num_classes) on validation samples.
+        labels: (n,) 0-based.
+    """
+    weights = [1.0] * len(scores)
+    candidates = sorted(SEARCHED_WEIGHTS, key=lambda weight: (abs(weight - 1.0), weight))
+    best = _num_hits(_sum(scores, weights), labels)
+    for _ in range(_MOST_ROUNDS):
+        before = list(weights)
+        for i in range(len(weights)):
+            for candidate in candidates:
+                tried = [*weights[:i], candidate, *weights[i + 1 :]]
+                num_hits = _num_hits(_sum(scores, tried), labels)
+                if num_hits > best:
+                    best, weights = num_hits, tried
+        if weights == before:
+            break
+    return tuple(weights)
+
+
+def _stated_weights(
+    config: EnsembleConfig, records: list[dict[str, Any]]
+) -> tuple[tuple[float, ...], str]:
+    """Weights that were fixed beforehand, and how in words."""
+    if config.weights is not None:
+        return config.weights, "given"
+    if config.rule == "equal":
+        return (1.0,) * len(records), "equal"
+    weights = tuple(
+        MOTION_WEIGHT if is_motion(record["stream"]) else POSITION_WEIGHT for record in records
+    )
+    return weights, f"rule: positions {POSITION_WEIGHT:g}, motions {MOTION_WEIGHT:g}"
+
+
+def _sum(scores: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """(runs, n, num_classes) -> (n, num_classes) float32."""
+    total = np.zeros(scores.shape[1:])
+    for own, weight in zip(scores, weights, strict=True):
+        total += weight * own
+    return total.astype(np.float32)
+
+
+def _num_hits(scores: np.ndarray, labels: np.ndarray) -> int:
+    return round(top_k_share(scores, labels, 1) * len(labels))
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _refuse_stale(folder: Path, split: str, record: dict[str, Any]) -> None:
+    """Refuse scores of other weights than the run has by now; a folder may also have none."""
+    scored = record.get("weights_sha256")
+    if scored and has_checkpoint(folder) and scored != sha256_file(model_path(folder)):
+        raise ValueError(
+            f"{folder} was trained on since its {split} split was scored; score it anew with "
+            f"`hoc evaluate {folder} --split {split}`"
+        )
+
+
+def _refuse_other_validation(runs: Sequence[Path], records: list[dict[str, Any]]) -> None:
+    first = records[0].get("validation_subjects")
+    for folder, record in zip(runs, records, strict=True):
+        subjects = record.get("validation_subjects")
+        if not subjects:
+            raise ValueError(
+                f"{folder} has no validation split to search weights on: it was trained on all "
+                "training subjects; train every run with the same data.validation_subjects = "
+                "[...], or give --rule or --weights fixed beforehand"
+            )
+        if subjects != first:
+            raise ValueError(
+                f"{runs[0]} left subjects {first} out of training and {folder} {subjects}; weights "
+                "are searched on samples that no run was trained on, so both must be the same"
+            )
 
 
 def _refuse_unequal(first: Path, other: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

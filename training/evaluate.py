@@ -1,6 +1,7 @@
 """Scores of a finished run on one split: accuracies, confusion matrix, scores-SPLIT.parquet.
 
-The weights are those of the last epoch; nothing is chosen by looking at the test split.
+The weights are those of the last epoch; nothing is chosen by looking at the test split. Those of
+the best epoch, where a run kept them, are scored on demand into files of their own that say so.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import pyarrow.parquet as pq
 import torch
 
 from datasets_build.dataset import SkeletonDataset, open_dataset
-from datasets_build.manifest import write_bytes_atomic, write_json
+from datasets_build.manifest import sha256_file, write_bytes_atomic, write_json
 from datasets_build.progress import Progress
 from datasets_build.protocols import Protocol
+from training.best_epoch import load_best, read_best
 from training.build import RunRecord, build_method, pick_device, read_run
-from training.checkpoint import load_weights, read_request
-from training.config import EvaluateConfig
+from training.checkpoint import load_weights, model_path, read_request
+from training.config import EvaluateConfig, Weights
 from training.loading import load_split
 from training.methods.method import Method
 from training.metrics import (
@@ -48,6 +50,7 @@ class EvaluateSummary:
     Attributes:
         run: the run folder.
         split: which split.
+        weights: which weights were scored, in words.
         epochs: epochs that the scored weights were trained.
         accuracy: all accuracies.
         files: what was written.
@@ -55,6 +58,7 @@ class EvaluateSummary:
 
     run: Path
     split: str
+    weights: str
     epochs: int
     accuracy: Accuracy
     files: tuple[Path, ...]
@@ -67,6 +71,9 @@ class LoadedRun:
     Attributes:
         record: what the run says about itself.
         method: in evaluation mode, on `device`.
+        weights: what its weights are, in words.
+        weights_sha256: hash of the file that they are from.
+        epochs: epochs that they were trained.
         dataset: the opened data set, checked against the run's classes and skeleton.
         protocol: what splits it.
         device: where the method is.
@@ -74,26 +81,42 @@ class LoadedRun:
 
     record: RunRecord
     method: Method
+    weights: str
+    weights_sha256: str
+    epochs: int
     dataset: SkeletonDataset
     protocol: Protocol
     device: torch.device
 
 
-def load_run(folder: Path, *, dataset: Path | None, protocol: str | None, device: str) -> LoadedRun:
-    """The last checkpoint of a run, with its data set or another one of the same classes.
+def load_run(
+    folder: Path,
+    *,
+    dataset: Path | None,
+    protocol: str | None,
+    device: str,
+    weights: Weights = "last",
+) -> LoadedRun:
+    """The weights of a run, with its data set or another one of the same classes.
 
     Args:
         folder: the run folder.
         dataset: another data set; None: the one trained on.
         protocol: another protocol; None: the one trained with.
         device: "auto", "cpu", "cuda" or "mps".
+        weights: of the last checkpoint, or of the best epoch.
 
     Raises:
-        FileNotFoundError: the run, its checkpoint or the data set is not there.
+        FileNotFoundError: the run, its weights or the data set is not there.
         ValueError: a file is damaged, or classes, skeleton or the protocol's rule differ.
     """
     record = read_run(folder)
-    weights = load_weights(folder)
+    if weights == "best":
+        best = read_best(folder)
+        tensors, path, epochs, label = load_best(folder), best.path, best.epoch, best.label
+    else:
+        tensors, path, label = load_weights(folder), model_path(folder), "last epoch"
+        epochs, _ = read_request(folder)
     data = open_dataset(dataset or record.config.data.dataset)
     record.check_dataset(data)
     chosen = data.protocol(protocol or record.config.data.protocol)
@@ -104,23 +127,27 @@ def load_run(folder: Path, *, dataset: Path | None, protocol: str | None, device
         method = build_method(
             record.config, num_classes=len(record.classes), skeleton=record.skeleton, device=where
         )
-    method.load_saved_state(weights)
+    method.load_saved_state(tensors)
     method.eval()
-    return LoadedRun(record, method, data, chosen, where)
+    return LoadedRun(record, method, label, sha256_file(path), epochs, data, chosen, where)
 
 
 def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
-    """Score a run's last checkpoint and write what was found into the run folder.
+    """Score a run and write what was found into the run folder.
 
     Args:
-        config: which run, data and split.
+        config: which run, weights, data and split.
         progress: told of every batch.
 
     Raises:
         FileNotFoundError, ValueError: see load_run; or the scores are not finite.
     """
     loaded = load_run(
-        config.run, dataset=config.dataset, protocol=config.protocol, device=config.device
+        config.run,
+        dataset=config.dataset,
+        protocol=config.protocol,
+        device=config.device,
+        weights=config.weights,
     )
     record = loaded.record
     store = load_split(
@@ -131,36 +158,39 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
         scores = score_store(loaded.method, store, batch_size=config.batch_size, progress=progress)
     if not np.isfinite(scores).all():
         raise ValueError(f"the scores of {config.run} are not finite; train it again")
-    names = record.class_names
+    names, data = record.class_names, record.config.data
     measured = accuracy(scores, store.labels, names)
     matrix = confusion_matrix(scores, store.labels)
-    epochs, _ = read_request(config.run)
     folder, split = config.run, config.split
     files = (
-        scores_file(folder, split),
-        metrics_file(folder, split),
-        folder / f"confusion-{split}.csv",
-        folder / f"confusion-{split}.png",
+        scores_file(folder, split, config.weights),
+        metrics_file(folder, split, config.weights),
+        *(folder / f"confusion-{_stem(split, config.weights)}{end}" for end in (".csv", ".png")),
     )
     write_scores(files[0], store.sample_ids, store.labels, scores)
+    write_confusion_csv(files[2], matrix, names)
+    title = f"{data.stream}, {loaded.protocol.name} {split}: {measured.top1:.1%}"
+    if config.weights == "best":
+        title += f"\n{loaded.weights}"
+    write_confusion_png(files[3], matrix, names, title)
+    # Last: what it says of the weights holds for all four files.
     write_json(
         files[1],
         {
             "split": split,
             "protocol": loaded.protocol.name,
-            "stream": record.config.data.stream,
+            "stream": data.stream,
+            "validation_subjects": sorted(data.validation_subjects),
             "dataset": loaded.dataset.name,
             "dataset_fingerprint": loaded.dataset.fingerprint,
             "classes": record.classes,
-            "weights": "last epoch",
-            "epochs": epochs,
+            "weights": loaded.weights,
+            "weights_sha256": loaded.weights_sha256,
+            "epochs": loaded.epochs,
             **measured.as_json(),
         },
     )
-    write_confusion_csv(files[2], matrix, names)
-    title = f"{record.config.data.stream}, {loaded.protocol.name} {split}: {measured.top1:.1%}"
-    write_confusion_png(files[3], matrix, names, title)
-    return EvaluateSummary(folder, split, epochs, measured, files)
+    return EvaluateSummary(folder, split, loaded.weights, loaded.epochs, measured, files)
 
 
 @torch.no_grad()
@@ -178,16 +208,17 @@ def score_store(
     parts = []
     if progress is not None:
         progress.start("evaluate", len(store), unit="samples")
-    for start in range(0, len(store), batch_size):
-        picks = everything.part(start, start + batch_size)
-        scores = method.predict(store.batch(picks, training=False))  # (N, num_classes)
+    starts = range(0, len(store), batch_size)
+    picks = (everything.part(start, start + batch_size) for start in starts)
+    for batch in store.batches(picks, training=False):
+        scores = method.predict(batch)  # (N, num_classes)
         if scores is None:
             raise ValueError(
                 f"{type(method).__name__} gives no class scores; it cannot be evaluated"
             )
         parts.append(scores)
         if progress is not None:
-            progress.advance(len(picks))
+            progress.advance(len(batch.label))
     if progress is not None:
         progress.finish()
     method.train(was_training)
@@ -195,14 +226,19 @@ def score_store(
     return result
 
 
-def scores_file(folder: Path, split: str) -> Path:
+def scores_file(folder: Path, split: str, weights: Weights = "last") -> Path:
     """Where an evaluation puts its scores."""
-    return folder / f"scores-{split}.parquet"
+    return folder / f"scores-{_stem(split, weights)}.parquet"
 
 
-def metrics_file(folder: Path, split: str) -> Path:
+def metrics_file(folder: Path, split: str, weights: Weights = "last") -> Path:
     """Where an evaluation puts its accuracies."""
-    return folder / ("metrics.json" if split == "test" else f"metrics-{split}.json")
+    stem = _stem(split, weights)
+    return folder / ("metrics.json" if stem == "test" else f"metrics-{stem}.json")
+
+
+def _stem(split: str, weights: Weights) -> str:
+    return split if weights == "last" else f"{split}-best-epoch"
 
 
 def write_scores(path: Path, sample_ids: list[str], labels: np.ndarray, scores: np.ndarray) -> None:
@@ -230,7 +266,8 @@ def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; score the run first with `hoc evaluate {path.parent}`"
+            f"{path} does not exist; score the run first with `hoc evaluate {path.parent} "
+            f"--split {path.stem.removeprefix('scores-')}`"
         )
     try:
         table = pq.read_table(path, schema=SCORE_SCHEMA)

@@ -17,7 +17,7 @@ from datasets_build.npz_files import ExportSummary, NpzWriter
 from datasets_build.progress import Progress
 from datasets_build.protocols import NW_UCLA, Protocol, Split
 from datasets_build.settings import resolve
-from training.config import DataConfig, Stream, View
+from training.config import DataConfig, Orphan, Stream, View
 from training.loading import part_stores, read_index
 
 # T of each view where none is asked for: CTR-GCN's window sizes (protocols.md sections 3 and 5).
@@ -39,6 +39,7 @@ def export_inputs(
     stream: Stream,
     view: View | None = None,
     num_frames: int | None = None,
+    orphan: Orphan = "zero",
     progress: Progress,
 ) -> ExportSummary:
     """Write the test inputs of one split and stream: sample_id, label, x.
@@ -57,6 +58,7 @@ def export_inputs(
         stream: one of training.streams.STREAMS.
         view: whose cropping; None: `default_view`.
         num_frames: T; None: that of the view, see NUM_FRAMES.
+        orphan: what a joint without a parent or grandparent becomes, see training.streams.
         progress: told of every batch.
 
     Raises:
@@ -72,6 +74,7 @@ def export_inputs(
         "stream": stream,
         "view": view,
         "num_frames": num_frames if num_frames is not None else NUM_FRAMES.get(view, 64),
+        "orphan": orphan,
     }
     config = resolve(DataConfig, values, source="an export of inputs")
     index = read_index(dataset, protocol, split, view=config.view)

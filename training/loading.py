@@ -1,4 +1,4 @@
-"""Splits of a data set read into SkeletonStores; captions of the training split alone.
+"""Splits of a data set read into SkeletonStores; captions of training samples alone.
 
 Letters: M bodies, T frames, V joints, C channels, R rows of the store.
 
@@ -9,8 +9,9 @@ view does follows batch by batch (transforms.py).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,10 @@ from datasets_build.protocols import GENERIC, Protocol, Split
 from training.config import DataConfig
 from training.coordinates import relative_joints
 from training.skeleton_data import SkeletonStore
+
+# What a protocol parts the samples into, and "validation": the part of "train" that a recipe's
+# data.validation_subjects take out of it.
+AnySplit = Split | Literal["validation"]
 
 _CLIP_COLUMNS = (
     schema.SAMPLE_ID,
@@ -48,7 +53,7 @@ class SplitEntry:
 def load_split(
     dataset: SkeletonDataset,
     protocol: Protocol,
-    split: Split,
+    split: AnySplit,
     config: DataConfig,
     *,
     device: torch.device,
@@ -61,19 +66,26 @@ def load_split(
     Args:
         dataset: the opened data set.
         protocol: what splits it.
-        split: "train", "test", or "exemplar" (one-shot protocols).
-        config: view, stream, where the joints lie.
+        split: "train", "validation", "test", or "exemplar" (one-shot protocols).
+        config: view, stream, validation subjects, where the joints lie.
         device: where batches are made.
         with_captions: also read the captions; for the training split only.
         prompt_ids: only captions of these prompts; empty: all.
         sample_ids: only these samples.
 
     Raises:
-        ValueError: the split is empty, the view is not for this layout, joints are not finite or
-            have no image size.
+        ValueError: the split is empty or not there, the view is not for this layout, joints are
+            not finite or have no image size.
     """
     assert split == "train" or not with_captions, "captions of test samples are never read"
-    index = read_index(dataset, protocol, split, view=config.view, sample_ids=sample_ids)
+    index = read_index(
+        dataset,
+        protocol,
+        split,
+        view=config.view,
+        sample_ids=sample_ids,
+        validation_subjects=config.validation_subjects,
+    )
     num_rows = sum(entry.num_bodies * entry.num_frames for entry in index.values())
     shape = (num_rows, dataset.skeleton.num_joints, dataset.skeleton.num_channels)
     rows = _empty_rows(shape, config.resident_gib)
@@ -138,37 +150,52 @@ def part_stores(
 def read_index(
     dataset: SkeletonDataset,
     protocol: Protocol,
-    split: Split,
+    split: AnySplit,
     *,
     view: str,
     sample_ids: Sequence[str] | None = None,
+    validation_subjects: Collection[int] = (),
 ) -> dict[str, SplitEntry]:
     """The samples of a split by sample_id, in the order of the parts; no joint is read.
 
     Args:
         dataset: the opened data set.
         protocol: what splits it.
-        split: "train", "test" or "exemplar".
+        split: "train", "validation", "test" or "exemplar".
         view: that the samples are meant for.
         sample_ids: only these samples.
+        validation_subjects: subjects whose "train" samples are "validation" instead.
 
     Raises:
-        ValueError: the split is empty, or protocol or view are not for this data set.
+        ValueError: the split is empty or not there, protocol or view are not for this data set, or
+            a validation subject has no training sample.
     """
     dataset.check_protocol(protocol)
     _check_view(dataset.skeleton, view)
+    if split == "validation" and not validation_subjects:
+        raise ValueError(
+            "there is no validation split: the run trained on all training subjects; train with "
+            "data.validation_subjects = [...] to leave some out"
+        )
     wanted = None if sample_ids is None else set(sample_ids)
+    training_subjects: set[int | None] = set()
     index: dict[str, SplitEntry] = {}
     for table in dataset.tables(list(schema.ID_COLUMNS)):
         for row in table.to_pylist():
             name = row[schema.SAMPLE_ID]
-            if protocol.split_of_row(row) != split or (wanted is not None and name not in wanted):
+            own: AnySplit | None = protocol.split_of_row(row)
+            if own == "train":
+                training_subjects.add(row[schema.SUBJECT_ID])
+                own = "validation" if row[schema.SUBJECT_ID] in validation_subjects else "train"
+            if own != split or (wanted is not None and name not in wanted):
                 continue
             if name in index:
                 raise ValueError(f"{dataset.folder} holds sample {name} twice; build it anew")
             index[name] = SplitEntry(
                 row[schema.LABEL], row[schema.NUM_FRAMES], row[schema.NUM_BODIES]
             )
+    if split in ("train", "validation"):
+        _check_validation(dataset, validation_subjects, training_subjects)
     if not index:
         raise ValueError(
             f"{dataset.folder} has no {split} sample under protocol {protocol.name} "
@@ -220,6 +247,34 @@ def one_clip(
         second_body=second_body,
         device=device,
     )
+
+
+def _check_validation(
+    dataset: SkeletonDataset, chosen: Collection[int], training_subjects: Collection[int | None]
+) -> None:
+    """Refuse validation subjects that no training sample is of, or that leave none to train on.
+
+    Raises:
+        ValueError: they are such.
+    """
+    known = sorted(subject for subject in training_subjects if subject is not None)
+    if chosen and not known:
+        raise ValueError(
+            f"data.validation_subjects is {sorted(chosen)}, but the training samples of "
+            f"{dataset.folder} have no subject ids; leave it out"
+        )
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise ValueError(
+            f"data.validation_subjects names {', '.join(map(str, unknown))}, whom no training "
+            f"sample of {dataset.folder} shows; its training subjects are "
+            f"{', '.join(map(str, known))}"
+        )
+    if known and not set(training_subjects) - set(chosen):
+        raise ValueError(
+            f"data.validation_subjects names every training subject of {dataset.folder}; leave "
+            "some to train on"
+        )
 
 
 def _check_view(skeleton: Skeleton, view: str) -> None:

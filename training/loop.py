@@ -1,49 +1,55 @@
-"""The one training loop: epochs, precision, accumulation, schedule, log, checkpoint, resume.
+"""The one training loop: epochs, precision, accumulation, schedule, log, checkpoint, evaluation.
 
-What is optimised belongs to a method (training/methods). A step never waits for the device: sums
-and the first non-finite loss are kept there and read once every `log_every_steps` steps.
+What is optimised belongs to a method (training/methods); what it changes and how that is saved to
+run_state.py. Everything that a step draws comes from (seed, step) or (seed, epoch, sample_id), and
+a checkpoint is saved at the end of an epoch or at a logged step within one: a run that was killed
+and started again ends with the weights and metric lines of one that was not, bit for bit where the
+kernels are deterministic.
 
-Stopping points are ends of epochs. Everything that a step draws comes from (seed, epoch, step) or
-(seed, epoch, sample_id), so a run that was killed and started again ends with the same weights as
-one that was not, bit for bit where the kernels are deterministic.
+A step never waits for the device. Losses stay there and are read once every `log_every_steps`. A
+loss that is not finite must not spoil the weights until then, so the decision to skip is made on
+the device: the loss is multiplied by a guard, 1 until a loss is not finite and nan from then on, so
+that every gradient becomes nan (on all processes, whose gradients are averaged); and the fused
+optimisers skip a step whose `found_inf` is 1, the input that gradient scalers use. See replay.py.
+
+Several processes (`torchrun`) share a batch: process r of n takes the r-th of n equal parts, and
+accumulation cuts each of these again, so that n processes and n accumulated parts make the same
+step. Batch norms see one part: batch statistics are those of the process and part (as in plain
+DDP), running statistics and evaluation those of the first process. There is no option for
+statistics over all processes: models here fold factors into their norms, which torch's
+SyncBatchNorm would not see.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
-from datasets_build.manifest import write_json
 from datasets_build.progress import Progress
-from training.checkpoint import (
-    Checkpoint,
-    has_checkpoint,
-    load_checkpoint,
-    pack_optimizer,
-    save_checkpoint,
-    unpack_optimizer,
-)
 from training.config import LoopConfig, OptimConfig
-from training.methods.method import Method, StepOutput, copy_state
+from training.execution import compile_encoder
+from training.methods.method import Method, StepOutput
 from training.metrics import MetricsLog
-from training.optim import AveragedWeights, lr_factor, make_optimizer, set_lr
-from training.seeding import derived_seed, seeded
-from training.skeleton_data import Picks, SkeletonStore
+from training.optim import lr_factor, set_lr
+from training.replay import save_bad_step
+from training.run_state import RunState
+from training.seeding import seed_step, seeded
+from training.skeleton_data import Picks, SkeletonBatch, SkeletonStore
+from training.trackers import open_trackers
 
-NONFINITE_FILE = "nonfinite.json"
 _NONE_BAD = 2**62  # stands for "no step" where the smallest step is looked for
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """The loss became infinite or no number; the message names the step and what was saved."""
 
 
@@ -54,9 +60,10 @@ class LoopResult:
     Attributes:
         epochs: epochs finished, over all starts.
         steps: optimiser steps, over all starts.
-        resumed_from: epoch that this start began after; 0 for a fresh run.
+        resumed_from: optimiser steps that were done when this start began; 0 for a fresh run.
         seconds: wall time of this start.
-        samples_per_s: training samples a second of this start, without evaluation and checkpoints.
+        samples_per_s: training samples a second of this start, without evaluation and checkpoints;
+            0 where no step was left.
         last: the last line of training metrics.
     """
 
@@ -66,30 +73,6 @@ class LoopResult:
     seconds: float
     samples_per_s: float
     last: dict[str, float]
-
-
-def make_accelerator(config: LoopConfig, device: torch.device) -> Accelerator:
-    """An Accelerator for this run; one process, or the one of several that `torchrun` started.
-
-    Raises:
-        ValueError: the batch cannot be parted over the processes.
-    """
-    # Accelerate remembers the first precision and device of a process; a second run in the same
-    # process (a notebook, a test, a sweep) has its own.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.accumulation,
-    )
-    parts = accelerator.num_processes * config.accumulation
-    if config.batch_size % parts:
-        raise ValueError(
-            f"loop.batch_size {config.batch_size} cannot be parted over "
-            f"{accelerator.num_processes} processes x {config.accumulation} accumulated parts; "
-            f"give a multiple of {parts}"
-        )
-    return accelerator
 
 
 def fit(
@@ -102,7 +85,7 @@ def fit(
     folder: Path,
     request: Mapping[str, Any],
     progress: Progress,
-    evaluate: Callable[[Method], dict[str, float]] | None = None,
+    evaluate: Callable[[Method, int], dict[str, float]] | None = None,
 ) -> LoopResult:
     """Train a method on a store until the last epoch, from its checkpoint where there is one.
 
@@ -112,20 +95,22 @@ def fit(
         optim: optimiser and schedule.
         loop: the loop's settings.
         accelerator: from make_accelerator.
-        folder: run folder; metrics.jsonl and last/ are written there.
+        folder: run folder; metrics.jsonl and last/ are written there, by the first process.
         request: what decides the weights; saved with every checkpoint.
         progress: told of every logged step.
-        evaluate: scores a method for the log, every `evaluate_every_epochs`.
+        evaluate: scores a method for the log, every `evaluate_every_epochs`; told of the epochs
+            trained by then.
 
     Raises:
-        NonFiniteLossError: the loss is infinite or no number.
+        NonFiniteLossError: the loss or its gradient is infinite or no number.
+        ValueError: the checkpoint is of another model, or a tracker is not installed.
         OSError: a checkpoint could not be written.
     """
     return _Fit(method, store, optim, loop, accelerator, folder, request, progress, evaluate).run()
 
 
 class _Fit:
-    """The state of one call of `fit`."""
+    """One call of `fit`."""
 
     def __init__(
         self,
@@ -137,7 +122,7 @@ class _Fit:
         folder: Path,
         request: Mapping[str, Any],
         progress: Progress,
-        evaluate: Callable[[Method], dict[str, float]] | None,
+        evaluate: Callable[[Method, int], dict[str, float]] | None,
     ) -> None:
         self.method = method
         self.store = store
@@ -148,238 +133,231 @@ class _Fit:
         self.request = request
         self.progress = progress
         self.evaluate = evaluate
+        self.rank = accelerator.process_index
         self.steps_per_epoch = store.num_picks // loop.batch_size
-        self.part_size = loop.batch_size // (accelerator.num_processes * loop.accumulation)
-        self.step = 0
-        self.first_epoch = 0
+        self.num_parts = accelerator.num_processes * loop.accumulation
         self.timed_s = 0.0
         self.timed_samples = 0
-        self.last: dict[str, float] = {}
-        # Plain optimiser: the method is already on the device, and its state is restored there.
-        self.optimizer = make_optimizer(method.param_groups(optim), optim)
-        self.average = (
-            None
-            if loop.ema_decay is None
-            else AveragedWeights(method.saved_state(), loop.ema_decay)
-        )
-        self._resume()
-        self.call, self.stepper = accelerator.prepare(method, self.optimizer)
-        self._resume_scaler()
-        if loop.compile:
-            self.call = torch.compile(self.call)
+        # The method is already on the device, and its state is restored there.
+        self.state = RunState(method, optim=optim, loop=loop, scaler=accelerator.scaler)
+        self.state.restore(folder)
+        self.accelerator.wait_for_everyone()  # nobody writes while another reads
+        self.call, self.stepper = accelerator.prepare(method, self.state.optimizer)
+        self.trained = [p for g in self.state.optimizer.param_groups for p in g["params"]]
+        if loop.compile != "no":
+            compile_encoder(method, loop.compile)
+        self.generator = torch.Generator(store.device)
+        self.guard = torch.ones((), device=store.device)
         self.log: MetricsLog | None = None
+        self.last_save_s = time.monotonic()
+        self.is_save_due = False
 
     def run(self) -> LoopResult:
         """All epochs that are left."""
         started = time.perf_counter()
-        loop = self.loop
+        loop, state = self.loop, self.state
+        first_step = state.step
         if self.accelerator.is_main_process:
-            self.log = MetricsLog(self.folder, tensorboard=loop.tensorboard)
-            self.log.keep_until(self.step)
-        left = (loop.epochs - self.first_epoch) * self.steps_per_epoch * loop.batch_size
-        self.progress.start("train", left, unit="samples")
+            trackers = open_trackers(
+                self.folder,
+                tensorboard=loop.tensorboard,
+                name=loop.tracker,
+                step=state.step,
+                config=self.request,
+            )
+            self.log = MetricsLog(self.folder, step=state.step, trackers=trackers)
+        left = loop.epochs * self.steps_per_epoch - state.step
+        self.progress.start("train", left * loop.batch_size, unit="samples")
         try:
-            for epoch in range(self.first_epoch, loop.epochs):
-                with seeded(loop.seed, "epoch", epoch, self.accelerator.process_index):
+            with seeded(loop.seed, "steps"):  # each step has a seed of its own
+                for epoch in range(state.step // self.steps_per_epoch, loop.epochs):
                     self._train_epoch(epoch)
-                is_last = epoch + 1 == loop.epochs
-                if is_last or (epoch + 1) % loop.checkpoint_every_epochs == 0:
-                    self._save(epoch + 1)
-                if loop.evaluate_every_epochs and (epoch + 1) % loop.evaluate_every_epochs == 0:
-                    self._evaluate(epoch)
+                    self._end_epoch(epoch)
         finally:
             if self.log is not None:
                 self.log.close()
         self.progress.finish()
         return LoopResult(
             epochs=loop.epochs,
-            steps=self.step,
-            resumed_from=self.first_epoch,
+            steps=state.step,
+            resumed_from=first_step,
             seconds=time.perf_counter() - started,
             samples_per_s=self.timed_samples / self.timed_s if self.timed_s else 0.0,
-            last=self.last,
+            last=state.metrics,
         )
 
     def _train_epoch(self, epoch: int) -> None:
-        loop = self.loop
+        """The steps of an epoch that are left, with a line of metrics every so often."""
+        loop, state = self.loop, self.state
+        end = (epoch + 1) * self.steps_per_epoch
         self.method.train()
         picks = self.store.shuffled(loop.seed, epoch)
-        sums = _Sums(self.store.device)
-        before = time.perf_counter()
-        for within in range(self.steps_per_epoch):
+        own = range(self.rank * loop.accumulation, (self.rank + 1) * loop.accumulation)
+        parts = (self._part(picks, step, part) for step in range(state.step, end) for part in own)
+        batches = self.store.batches(parts, seed=loop.seed, epoch=epoch, training=True)
+        window = _Window(state.step)
+        while state.step < end:
             factor = lr_factor(
                 self.optim,
-                step=self.step,
+                step=state.step,
                 steps_per_epoch=self.steps_per_epoch,
                 epochs=loop.epochs,
             )
-            set_lr(self.optimizer, factor)
-            chosen = picks.part(within * loop.batch_size, (within + 1) * loop.batch_size)
-            self._train_step(chosen, epoch, sums)
-            self.step += 1
-            if self.step % loop.log_every_steps == 0 or within + 1 == self.steps_per_epoch:
-                means = self._read(sums, picks, epoch)
-                now = time.perf_counter()
-                num_samples = sums.num_steps * loop.batch_size
-                self.timed_s += now - before
-                self.timed_samples += num_samples
-                self._report(epoch, means, factor, num_samples / (now - before))
-                self.progress.advance(
-                    num_samples, note=f"epoch {epoch + 1}/{loop.epochs} {_shown(means)}"
-                )
-                before = time.perf_counter()
-                sums = _Sums(self.store.device)
+            set_lr(state.optimizer, factor)
+            self._train_step(batches, window)
+            state.step += 1
+            if state.step % loop.log_every_steps == 0 or state.step == end:
+                self._read(window, picks, epoch)
+                self._report(window, epoch, self.optim.lr * factor)
+                if self.is_save_due and state.step < end:  # at the end: after the evaluation
+                    self._save(epoch)
+                window = _Window(state.step)
 
-    def _train_step(self, picks: Picks, epoch: int, sums: _Sums) -> None:
+    def _train_step(self, batches: Iterator[SkeletonBatch], window: _Window) -> None:
         """One optimiser step over all parts of this process."""
-        rank, loop = self.accelerator.process_index, self.loop
-        generator = torch.Generator(self.store.device)
-        generator.manual_seed(derived_seed(loop.seed, "step", self.step, rank))
+        loop, accelerator, state = self.loop, self.accelerator, self.state
+        seed_step(self.generator, loop.seed, step=state.step, rank=self.rank)
+        if loop.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()  # gradients of all parts belong together
         for part in range(loop.accumulation):
-            start = (rank * loop.accumulation + part) * self.part_size
-            batch = self.store.batch(
-                picks.part(start, start + self.part_size),
-                seed=loop.seed,
-                epoch=epoch,
-                training=True,
-            )
             is_last = part + 1 == loop.accumulation
-            waits = nullcontext() if is_last else self.accelerator.no_sync(self.call)
-            with waits:
-                output: StepOutput = self.call(batch, generator)
-                self.accelerator.backward(output.loss)  # divides by the number of parts
-            sums.add(self.step, output)
+            with nullcontext() if is_last else accelerator.no_sync(self.call):
+                output: StepOutput = self.call(next(batches), self.generator)
+                self._watch(output.loss.detach())
+                accelerator.backward(output.loss * self.guard)  # divides by the number of parts
+            window.add(output)
         if self.optim.clip_norm is not None:
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            self.accelerator.clip_grad_norm_(trained, self.optim.clip_norm)
+            norm = accelerator.clip_grad_norm_(self.trained, self.optim.clip_norm)
+        elif state.scaler is None:
+            norm = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        if state.scaler is None:  # a scaler skips infinite gradients itself and lowers its scale
+            self._watch(norm)
+            state.optimizer.found_inf = torch.isnan(self.guard).float()  # type: ignore[attr-defined]
+        window.guards.append(self.guard)
         self.stepper.step()
         self.stepper.zero_grad()
-        sums.num_steps += 1
-        if self.average is not None:
-            self.average.update(self.method.saved_state())
+        if state.average is not None:
+            state.average.update()
 
-    def _read(self, sums: _Sums, picks: Picks, epoch: int) -> dict[str, float]:
-        """Means over the steps since the last reading; stops the run if a loss was not finite."""
-        totals = self.accelerator.reduce(sums.values(), reduction="mean")
-        # Each process has its own first bad step; the smallest counts.
-        bad_step = int(self.accelerator.gather(sums.first_bad.reshape(1)).min())
+    def _watch(self, value: Tensor) -> None:
+        """Make the guard nan from the first value on that is not finite, without waiting."""
+        self.guard = torch.where(torch.isfinite(value), self.guard, math.nan)
+
+    def _part(self, picks: Picks, step: int, part: int) -> Picks:
+        """One of the equal parts of a step, those of process 0 first."""
+        size = self.loop.batch_size // self.num_parts
+        start = step % self.steps_per_epoch * self.loop.batch_size + part * size
+        return picks.part(start, start + size)
+
+    def _read(self, window: _Window, picks: Picks, epoch: int) -> None:
+        """Wait for the device: means of the window, whether to stop, whether to save."""
+        minutes = self.loop.checkpoint_every_minutes
+        is_due = bool(minutes) and time.monotonic() - self.last_save_s >= 60 * minutes
+        means = self.accelerator.reduce(window.means(), reduction="mean").tolist()
+        window.seconds = time.perf_counter() - window.began
+        self.state.metrics = {
+            f"train/{name}": value for name, value in zip(window.names, means, strict=True)
+        }
+        # Each process has its own first bad step and clock; the smallest step and the first
+        # process's clock count.
+        own = torch.stack([window.first_bad(), window.first_bad().new_tensor(int(is_due))])
+        rows = self.accelerator.gather(own[None]).tolist()
+        self.is_save_due = bool(rows[0][1])
+        bad_step = min(row[0] for row in rows)
         if bad_step < _NONE_BAD:
             self._stop(bad_step, picks, epoch)
-        return dict(zip(sums.names, totals.tolist(), strict=True))
 
     def _stop(self, step: int, picks: Picks, epoch: int) -> None:
-        size = self.loop.batch_size
-        within = step - epoch * self.steps_per_epoch
-        index = picks.index[within * size : (within + 1) * size]
-        path = self.folder / NONFINITE_FILE
+        """Save what a replay of a step needs, and end the run."""
+        where = self.folder
         if self.accelerator.is_main_process:
-            record = {
-                "epoch": epoch,
-                "step": step,
-                "seed": self.loop.seed,
-                "sample_ids": [self.store.sample_ids[i] for i in index],
-            }
-            write_json(path, record)
+            parts = [self._part(picks, step, part) for part in range(self.num_parts)]
+            seed = self.loop.seed
+            where = save_bad_step(
+                self.folder,
+                self.method,
+                list(self.store.batches(parts, seed=seed, epoch=epoch, training=True)),
+                epoch=epoch,
+                step=step,
+                sample_ids=[[self.store.sample_ids[i] for i in part.index] for part in parts],
+                num_processes=self.accelerator.num_processes,
+            )
+        self.accelerator.wait_for_everyone()
         raise NonFiniteLossError(
-            f"the loss is not finite at step {step} (epoch {epoch + 1}); the ids of its "
-            f"{len(index)} samples are in {path}, the last checkpoint is whole: lower optim.lr, "
-            "set optim.clip_norm, or use loop.mixed_precision = no"
+            f"the loss or its gradient is not finite at step {step} (epoch {epoch + 1}); the "
+            f"batch, weights and seed are in {where}: `hoc replay {self.folder}` tells where the "
+            "first such number arises. The last checkpoint is whole. Lower optim.lr, set "
+            "optim.clip_norm, or use loop.mixed_precision = no"
         )
 
-    def _report(self, epoch: int, means: dict[str, float], factor: float, rate: float) -> None:
-        self.last = {f"train/{name}": value for name, value in means.items()}
-        self.last |= {"lr": self.optim.lr * factor, "samples_per_s": rate}
+    def _report(self, window: _Window, epoch: int, lr: float) -> None:
+        num_samples = len(window.guards) * self.loop.batch_size
+        self.timed_s += window.seconds
+        self.timed_samples += num_samples
+        state = self.state
+        shown = " ".join(
+            f"{name.removeprefix('train/')} {value:.3f}" for name, value in state.metrics.items()
+        )
+        state.metrics["lr"] = lr
         if self.log is not None:
-            self.log.write({"epoch": epoch, "step": self.step, **self.last})
+            rate = {"samples_per_s": num_samples / window.seconds}
+            self.log.write({"epoch": epoch, "step": state.step, **state.metrics, **rate})
+        self.progress.advance(num_samples, note=f"epoch {epoch + 1}/{self.loop.epochs} {shown}")
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Evaluate, then save: a checkpoint's metric lines are all written before it."""
+        loop, num_done = self.loop, epoch + 1
+        if loop.evaluate_every_epochs and num_done % loop.evaluate_every_epochs == 0:
+            self._evaluate(epoch)
+        is_last = num_done == loop.epochs
+        if is_last or num_done % loop.checkpoint_every_epochs == 0 or self.is_save_due:
+            self._save(num_done)
 
     def _evaluate(self, epoch: int) -> None:
         """Score the weights that would be saved; only the main process works, the others wait."""
         if self.evaluate is not None and self.accelerator.is_main_process:
-            with self._averaged():
-                values = self.evaluate(self.method)
+            with self.state.averaged():
+                values = self.evaluate(self.method, epoch + 1)
             assert self.log is not None, "the main process has the log"
-            self.log.write({"epoch": epoch, "step": self.step, **values})
+            self.log.write({"epoch": epoch, "step": self.state.step, **values})
         self.accelerator.wait_for_everyone()
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within it the method has the averaged weights, if there are any."""
-        if self.average is None:
-            yield
-            return
-        raw = {name: value.clone() for name, value in self.method.saved_state().items()}
-        self.method.load_saved_state(self.average.tensors)
-        try:
-            yield
-        finally:
-            self.method.load_saved_state(raw)
 
     def _save(self, epochs: int) -> None:
         if self.accelerator.is_main_process:
-            state, optimizer = pack_optimizer(self.optimizer)
-            weights = self.method.saved_state()
-            numbers: dict[str, Any] = {"optimizer": optimizer}
-            if self.accelerator.scaler is not None:
-                numbers["scaler"] = self.accelerator.scaler.state_dict()
-            if self.average is not None:
-                state |= {f"weights/{name}": value for name, value in weights.items()}
-                weights = self.average.tensors
-                numbers["num_average_updates"] = self.average.num_updates
-            save_checkpoint(
-                self.folder,
-                Checkpoint(epochs, self.step, self.request, weights, state, numbers),
-            )
+            self.state.save(self.folder, epochs=epochs, request=self.request)
         self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> None:
-        self.saved_scaler: dict[str, Any] | None = None
-        if not has_checkpoint(self.folder):
-            return
-        saved = load_checkpoint(self.folder)
-        weights = saved.weights
-        if self.average is not None:
-            copy_state(self.average.tensors, weights, what="the checkpoint")
-            self.average.num_updates = saved.numbers["num_average_updates"]
-            weights = {
-                key.removeprefix("weights/"): value
-                for key, value in saved.state.items()
-                if key.startswith("weights/")
-            }
-        self.method.load_saved_state(weights)
-        unpack_optimizer(self.optimizer, saved.state, saved.numbers["optimizer"])
-        self.saved_scaler = saved.numbers.get("scaler")
-        self.first_epoch, self.step = saved.epoch, saved.step
-
-    def _resume_scaler(self) -> None:
-        if self.saved_scaler is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.saved_scaler)
+        self.last_save_s = time.monotonic()
+        self.is_save_due = False
 
 
-class _Sums:
-    """Sums of losses and metrics on the device since the last reading."""
+class _Window:
+    """Losses and metrics on the device since the last reading.
 
-    def __init__(self, device: torch.device) -> None:
+    Attributes:
+        names: of the metrics.
+        guards: the guard of every step, 1 or nan.
+        seconds: from the first step until the reading.
+    """
+
+    def __init__(self, first_step: int) -> None:
+        self.first_step = first_step
+        self.began = time.perf_counter()
+        self.seconds = 0.0
         self.names: list[str] = []
-        self.num_steps = 0
-        self._num_parts = 0
-        self._total: Tensor | None = None
-        self.first_bad = torch.tensor(_NONE_BAD, device=device)
+        self.guards: list[Tensor] = []
+        self._parts: list[Tensor] = []
 
-    def add(self, step: int, output: StepOutput) -> None:
+    def add(self, output: StepOutput) -> None:
         """Take in one part of one step, without waiting for the device."""
-        loss = output.loss.detach()
         self.names = ["loss", *output.metrics]
-        values = torch.stack([loss.float(), *(v.float() for v in output.metrics.values())])
-        self._total = values if self._total is None else self._total + values
-        self._num_parts += 1
-        is_new = ~torch.isfinite(loss) & (self.first_bad == _NONE_BAD)
-        self.first_bad = torch.where(is_new, step, self.first_bad)
+        values = [output.loss.detach(), *output.metrics.values()]
+        self._parts.append(torch.stack([value.float() for value in values]))
 
-    def values(self) -> Tensor:
-        """Means, in the order of `names`, on the device."""
-        assert self._total is not None, "read after at least one step"
-        return self._total / self._num_parts
+    def means(self) -> Tensor:
+        """Means over the parts, in the order of `names`, on the device."""
+        return torch.stack(self._parts).mean(dim=0)  # (num_names,)
 
-
-def _shown(means: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {value:.3f}" for name, value in means.items())
+    def first_bad(self) -> Tensor:
+        """The first step with a guard of nan, or _NONE_BAD; int64 on the device."""
+        is_bad = torch.stack(self.guards).isnan()
+        return torch.where(is_bad.any(), is_bad.long().argmax() + self.first_step, _NONE_BAD)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from datasets_build.manifest import write_bytes_atomic
+from training.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Accuracy:
         top5: share with the true class among the first five (of at least as many classes).
         mean_class: mean of the per-class accuracies over the classes that occur.
         per_class: class name -> accuracy, for the classes that occur.
+        samples_per_class: class name -> samples, for the same classes.
         worst_pairs: the most frequent confusions.
     """
 
@@ -50,6 +52,7 @@ class Accuracy:
     top5: float
     mean_class: float
     per_class: dict[str, float]
+    samples_per_class: dict[str, int]
     worst_pairs: tuple[ConfusedPair, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -119,7 +122,8 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Ac
         top1=float(matrix.diagonal().sum() / len(scores)),
         top5=top_k_share(scores, labels, 5),
         mean_class=float(shares.mean()),
-        per_class={name: float(share) for name, share in zip(occurring, shares, strict=True)},
+        per_class=dict(zip(occurring, shares.tolist(), strict=True)),
+        samples_per_class=dict(zip(occurring, totals[occurs].tolist(), strict=True)),
         worst_pairs=worst_pairs(matrix, names),
     )
 
@@ -140,24 +144,27 @@ def write_confusion_png(path: Path, matrix: np.ndarray, names: Sequence[str], ti
     from matplotlib.figure import Figure
 
     num_classes = len(names)
+    is_small = num_classes <= 20
     side = 3.0 + 0.22 * num_classes  # inches; our choice: names stay readable up to 120 classes
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    small = 9 if num_classes <= 20 else 6
-    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=small)
-    axes.set_yticks(range(num_classes), names, fontsize=small)
-    axes.set_xlabel("given")
-    axes.set_ylabel("truth")
-    axes.set_title(title)
-    if num_classes <= 20:
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            text = str(int(matrix[row, column]))
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=small)
-    figure.colorbar(image, ax=axes, label="share of the true class")
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=9)
+    axes.set_yticks(range(num_classes), names, fontsize=9)
+    large = 11 if is_small else 24
+    axes.set_xlabel("given", fontsize=large)
+    axes.set_ylabel("truth", fontsize=large)
+    figure.suptitle(title, fontsize=large)
+    # Counts: all where there is room, else those of at least 5 % of the class.
+    for row, column in np.argwhere((shares > 0) & (is_small | (shares >= 0.05))).tolist():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        text = str(int(matrix[row, column]))
+        fontsize = 9 if is_small else 6
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=30)
+    bar.set_label("share of the true class", fontsize=large)
     data = io.BytesIO()
     # No time or version inside: the same matrix gives the same bytes.
     canvas.print_figure(data, format="png", dpi=120, metadata={"Software": None})
@@ -165,28 +172,15 @@ def write_confusion_png(path: Path, matrix: np.ndarray, names: Sequence[str], ti
 
 
 class MetricsLog:
-    """metrics.jsonl, one JSON object a line with "epoch" and "step", and TensorBoard if asked."""
+    """metrics.jsonl, one JSON object a line with "epoch" and "step"; trackers are told the same."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
-        """Open for appending.
+    def __init__(self, folder: Path, *, step: int, trackers: Sequence[Tracker] = ()) -> None:
+        """Open for appending after an optimiser step.
 
-        Raises:
-            ValueError: TensorBoard is asked for and not installed.
+        Lines of later steps are dropped: that part of the run is about to be repeated.
         """
         self.path = folder / "metrics.jsonl"
-        self._board: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError(
-                    "loop.tensorboard = true needs the package tensorboard; "
-                    "install it with `pip install hocslm[tensorboard]`"
-                ) from error
-            self._board = SummaryWriter(str(folder / "tensorboard"))
-
-    def keep_until(self, step: int) -> None:
-        """Drop lines after an optimiser step: that part of the run is about to be repeated."""
+        self._trackers = trackers
         if not self.path.exists():
             return
         kept = []
@@ -204,12 +198,11 @@ class MetricsLog:
         rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rounded) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                if name not in ("epoch", "step"):
-                    self._board.add_scalar(name, value, values["step"])
+        shown = {name: value for name, value in values.items() if name not in ("epoch", "step")}
+        for tracker in self._trackers:
+            tracker.log(shown, int(values["step"]))
 
     def close(self) -> None:
-        """Write what TensorBoard still holds."""
-        if self._board is not None:
-            self._board.close()
+        """Write what the trackers still hold."""
+        for tracker in self._trackers:
+            tracker.close()

@@ -41,16 +41,23 @@ def make_optimizer(groups: Sequence[ParamGroup], config: OptimConfig) -> torch.o
     if not values:
         raise ValueError("every parameter is frozen; take a part out of method.freeze")
     # One kernel for all parameters: on a CPU the loop over hundreds of small tensors costs more.
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            values,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-    return torch.optim.AdamW(values, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    if config.name == "adamw":
+        return torch.optim.AdamW(values, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.SGD(
+        values,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    if config.momentum:
+        # torch makes these at the first step and leaves them unset where a gradient scaler skips
+        # that step; from zeros the first step is the same.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def lr_factor(config: OptimConfig, *, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -84,29 +91,33 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 class AveragedWeights:
-    """An exponential moving average of floating-point tensors, in place on their device.
+    """An exponential moving average of floating-point tensors, on their device.
 
     The first steps count more: the decay is min(decay, (1 + n) / (10 + n)) after n updates, so that
     a short run's average is not its random start (the usual ramp, as in TensorFlow's moving
     averages).
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor], decay: float) -> None:
+    def __init__(self, watched: dict[str, torch.Tensor], decay: float) -> None:
+        """Start at the present values.
+
+        Args:
+            watched: views of what is averaged, which is changed in place from now on.
+            decay: weight of the average against a new value.
+        """
         self.decay = decay
         self.num_updates = 0
-        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in watched.items()}
+        floats = [name for name, tensor in watched.items() if tensor.is_floating_point()]
+        others = [name for name in watched if name not in floats]
+        self._floats = [self.tensors[n] for n in floats], [watched[n].detach() for n in floats]
+        self._counters = [self.tensors[n] for n in others], [watched[n].detach() for n in others]
 
     @torch.no_grad()
-    def update(self, tensors: dict[str, torch.Tensor]) -> None:
+    def update(self) -> None:
         """Move the average towards the present values; whole numbers (counters) are copied."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        floats = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.tensors[name] for name in floats],
-            [tensors[name].detach() for name in floats],
-            1 - decay,
-        )
-        for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point():
-                tensor.copy_(tensors[name])
+        torch._foreach_lerp_(self._floats[0], self._floats[1], 1 - decay)
+        if self._counters[0]:
+            torch._foreach_copy_(self._counters[0], self._counters[1])

@@ -40,6 +40,22 @@ def seeded(seed: int, purpose: str, *counters: int) -> Iterator[None]:
         yield
 
 
+def seed_step(generator: torch.Generator, seed: int, *, step: int, rank: int) -> None:
+    """Seed all that one optimiser step of one process draws, here and on torch's devices.
+
+    A run that goes on in the middle of an epoch, or a step that is replayed alone, so draws what an
+    undisturbed run does. About 0.1 ms.
+
+    Args:
+        generator: what methods draw from.
+        seed: the run's seed.
+        step: 0-based optimiser step since the start.
+        rank: number of the process.
+    """
+    generator.manual_seed(derived_seed(seed, "step", step, rank))
+    torch.manual_seed(derived_seed(seed, "dropout", step, rank))
+
+
 @contextmanager
 def cpu_threads(wanted: int | None) -> Iterator[None]:
     """Within it torch computes with that many CPU threads; None changes nothing."""

@@ -1,53 +1,145 @@
 """Several training runs at once on one machine, each in a process of its own.
 
 For small models on a CPU: their operations are too small to share cores, so two runs on one thread
-each take as long as one run on two.
+each take as long as one run on two. On a GPU the processes share it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import queue
+import os
 import signal
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal, TypeVar
 
 from datasets_build.progress import Progress
 from training.config import TrainConfig
 from training.train import TrainSummary, run
 
-_POLL_S = 0.5  # how soon a worker that was killed from outside is noticed
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the process of one item tells.
+
+    Attributes:
+        number: position of the item.
+        kind: what it is; every item ends with one "done" or "failed".
+        value: "start": units of a stage, 0 where unknown; "advance": units; "message": text;
+            "done": what the work returned; "failed": the exception.
+        note: of "advance".
+    """
+
+    number: int
+    kind: Literal["start", "advance", "message", "done", "failed"]
+    value: Any
+    note: str = ""
 
 
 class _Relay:
     """A Progress that tells another process."""
 
-    def __init__(self, number: int, events: Any) -> None:
+    def __init__(self, number: int, pipe: Connection) -> None:
         self._number = number
-        self._events = events
+        self._pipe = pipe
 
     def start(self, stage: str, total: int | None, *, unit: str = "samples") -> None:
         """See Progress.start."""
-        self._events.put((self._number, "start", total or 0))
+        self._pipe.send(Event(self._number, "start", total or 0))
 
     def advance(self, num_done: int = 1, *, num_failed: int = 0, note: str = "") -> None:
         """See Progress.advance."""
-        self._events.put((self._number, "advance", num_done))
+        self._pipe.send(Event(self._number, "advance", num_done, note))
 
     def message(self, text: str) -> None:
         """See Progress.message."""
-        self._events.put((self._number, "message", text))
+        self._pipe.send(Event(self._number, "message", text))
 
     def finish(self) -> None:
         """See Progress.finish."""
 
 
-def _work(number: int, config: TrainConfig, events: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+def _work(
+    number: int, work: Callable[[ItemT, Progress], Any], item: ItemT, pipe: Connection
+) -> None:
+    """One item; leaves Ctrl-C to the parent, and ends with it even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        events.put((number, "done", run(config, _Relay(number, events))))
+        event = Event(number, "done", work(item, _Relay(number, pipe)))
     except Exception as error:
-        events.put((number, "failed", error))
+        event = Event(number, "failed", error)
+    pipe.send(event)
+
+
+def side_by_side(
+    work: Callable[[ItemT, Progress], Any], items: Sequence[ItemT], *, jobs: int
+) -> Generator[Event, None, None]:
+    """Call `work` on every item, each in a process of its own, and hand on what they tell.
+
+    Closing the generator ends the processes that still run.
+
+    Args:
+        work: a function of a module; what it takes and returns travels between processes.
+        items: begun in their order.
+        jobs: processes at a time.
+    """
+    # spawn: the caller may have loaded torch, whose threads do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    waiting = list(reversed(list(enumerate(items))))
+    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                number, item = waiting.pop()
+                ours, theirs = context.Pipe(duplex=False)
+                process: BaseProcess = context.Process(
+                    target=_work, args=(number, work, item, theirs), daemon=True
+                )
+                process.start()
+                theirs.close()  # the process's copy is the only one left: the pipe ends with it
+                running[ours] = number, process
+            ready = wait_for(list(running))
+            for pipe in [pipe for pipe in running if pipe in ready]:
+                event = _receive(pipe, *running[pipe])
+                if event.kind in ("done", "failed"):
+                    _end(running.pop(pipe)[1])
+                yield event
+    finally:
+        for _, process in running.values():
+            _end(process)
+
+
+def _receive(pipe: Connection, number: int, process: BaseProcess) -> Event:
+    try:
+        event: Event = pipe.recv()
+    except (EOFError, OSError):
+        process.join()
+        killed = RuntimeError(
+            f"a training process ended with code {process.exitcode}, as one does that is killed or "
+            "out of memory; its checkpoint is kept: run again to go on"
+        )
+        return Event(number, "failed", killed)
+    return event
+
+
+def _end(process: BaseProcess) -> None:
+    process.terminate()  # its work is done, or nobody waits for it any more
+    process.join()
 
 
 def train_side_by_side(configs: Sequence[TrainConfig], progress: Progress) -> list[TrainSummary]:
@@ -64,52 +156,27 @@ def train_side_by_side(configs: Sequence[TrainConfig], progress: Progress) -> li
         Exception: what a run raised; the other runs are ended, their checkpoints stay.
         RuntimeError: a process was killed from outside.
     """
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    workers = [
-        context.Process(target=_work, args=(number, config, events), daemon=True)
-        for number, config in enumerate(configs)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        return _collect(workers, events, progress)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-
-
-def _collect(workers: Sequence[Any], events: Any, progress: Progress) -> list[TrainSummary]:
     summaries: dict[int, TrainSummary] = {}
     totals: dict[int, int] = {}
     num_early = 0  # samples done before every run has told its total
-    while len(summaries) < len(workers):
-        try:
-            number, kind, value = events.get(timeout=_POLL_S)
-        except queue.Empty:
-            for number, worker in enumerate(workers):
-                if worker.exitcode not in (None, 0) and number not in summaries:
-                    raise RuntimeError(
-                        f"a training process ended with code {worker.exitcode}, as one does that "
-                        "is killed or out of memory; its checkpoint is kept: run again to go on"
-                    ) from None
-            continue
-        if kind == "failed":
-            raise value
-        if kind == "message":
-            progress.message(value)
-        elif kind == "advance":
-            if len(totals) < len(workers):
-                num_early += value
-            else:
-                progress.advance(value)
-        elif kind == "done":
-            summaries[number] = value
-        if kind in ("start", "done") and number not in totals:
-            totals[number] = value if kind == "start" else 0  # done at once: nothing was left to do
-            if len(totals) == len(workers):
-                progress.start("train", sum(totals.values()))
-                progress.advance(num_early)
+    with closing(side_by_side(run, configs, jobs=len(configs))) as events:
+        for event in events:
+            number, kind, value = event.number, event.kind, event.value
+            if kind == "failed":
+                raise value
+            if kind == "message":
+                progress.message(value)
+            elif kind == "advance":
+                if len(totals) < len(configs):
+                    num_early += value
+                else:
+                    progress.advance(value)
+            elif kind == "done":
+                summaries[number] = value
+            if kind in ("start", "done") and number not in totals:
+                totals[number] = value if kind == "start" else 0  # done at once: nothing was left
+                if len(totals) == len(configs):
+                    progress.start("train", sum(totals.values()))
+                    progress.advance(num_early)
     progress.finish()
-    return [summaries[number] for number in range(len(workers))]
+    return [summaries[number] for number in range(len(configs))]

@@ -3,19 +3,23 @@
 Shapes: N samples of a batch, M bodies, T frames, V joints, C channels, R rows of the store (one a
 body and frame), L tokens.
 
-All joints of a split lie in one flat tensor (R, V, C); a batch is one gather, the view and the
-stream follow on the device (transforms.py, streams.py). No sample is touched by Python once
-training runs. A split that is larger than `resident_gib` lies in an unnamed memory-mapped file
-instead, from which the rows of a batch are gathered on the host. A view takes all frames of the
-clips, padded to the longest; where that would be too much at once, a batch is viewed in pieces.
+All joints of a split lie in one flat tensor (R, V, C) on the device; the view gathers the frames it
+needs from there and the stream follows (transforms.py, streams.py). No sample is touched by Python
+once training runs, and nothing waits for the device. A split that is larger than `resident_gib`
+lies in an unnamed memory-mapped file instead, from which the host makes the views; `batches` makes
+the next one while the device works on the one before.
+
+NTU's view reads two frames of a clip for each frame it gives. NW-UCLA's reads all frames of a clip,
+padded to the longest; where that would be too much at once, a batch is viewed in pieces.
 
 Captions of samples that are not in the training split are never read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +32,7 @@ from training.seeding import derived_seed, numpy_generator
 from training.streams import apply_stream
 from training.transforms import (
     NTU_DRAWS,
+    StoredClips,
     ntu_view,
     sample_draws,
     sample_key,
@@ -40,8 +45,8 @@ from training.transforms import (
 # meet.
 _PASS_STEP = np.int64(-7046029254386353131)
 
-# Padded clips that a view takes at once, in bytes. Our choice: 372 clips of 300 frames, two bodies
-# and 25 joints, so that batches of NTU and NW-UCLA stay whole.
+# Padded clips that NW-UCLA's view takes at once, in bytes. Our choice: 932 clips of 300 frames and
+# 20 joints, so that its batches stay whole.
 _PADDED_BYTES = 1 << 26
 
 # texts, max_tokens -> tokens (n, L) and mask (n, L): training.models.language_model's tokenize
@@ -73,15 +78,17 @@ class Picks:
 
     Attributes:
         index: (n,) positions in the store, host.
-        key: (n,) sample keys, moved on by the pass, device.
+        key: (n,) sample keys, moved on by the pass, host.
         index_device: `index` on the device.
+        key_device: `key` on the device.
         caption: (n,) chosen captions, host; None without captions.
         caption_device: `caption` on the device.
     """
 
     index: np.ndarray
-    key: Tensor
+    key: np.ndarray
     index_device: Tensor
+    key_device: Tensor
     caption: np.ndarray | None = None
     caption_device: Tensor | None = None
 
@@ -94,6 +101,7 @@ class Picks:
             self.index[start:stop],
             self.key[start:stop],
             self.index_device[start:stop],
+            self.key_device[start:stop],
             None if self.caption is None else self.caption[start:stop],
             None if self.caption_device is None else self.caption_device[start:stop],
         )
@@ -139,8 +147,11 @@ class SkeletonStore:
             skeleton: the layout.
             config: view, stream, frames, repeat.
             second_body: what stands for a body that was not seen.
-            device: where batches are made.
+            device: where batches are needed.
             texts: the captions of each sample; training split only.
+
+        Attributes:
+            is_resident: whether the joints lie on the training device.
         """
         self.sample_ids = list(sample_ids)
         self.labels = labels.astype(np.int64)
@@ -151,22 +162,18 @@ class SkeletonStore:
         self.device = device
         self.texts = texts
         self._copies_body = second_body == "copy"
-        self._num_rows = self.lengths * self.bodies
-        self._starts = np.concatenate([[0], np.cumsum(self._num_rows)])[:-1]
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths * self.bodies)])[:-1]
         self._keys = np.array([sample_key(name) for name in self.sample_ids], np.int64)
-        self._mapped = rows if isinstance(rows, np.memmap) else None
-        self._rows = None if isinstance(rows, np.memmap) else rows.to(device)
-        table = np.stack([self._starts, self.lengths, self.bodies, self.labels], axis=1)
-        self._table = torch.from_numpy(table).to(device)  # (n, 4)
+        self.is_resident = not isinstance(rows, np.memmap)
+        # A tensor over a memory map reads from the file what is gathered from it, and no more.
+        self._rows = torch.from_numpy(rows) if isinstance(rows, np.memmap) else rows.to(device)
+        table = np.stack([self._starts, self.lengths, self.bodies], axis=1)
+        self._table = torch.from_numpy(table).to(self._rows.device)  # (n, 3)
+        self._labels = self._to_device(self.labels)
         self._captions: _Captions | None = None
 
     def __len__(self) -> int:
         return len(self.sample_ids)
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether the joints lie on the training device."""
-        return self._rows is not None
 
     @property
     def num_picks(self) -> int:
@@ -193,7 +200,8 @@ class SkeletonStore:
     def picks(self, index: np.ndarray) -> Picks:
         """Chosen samples, without captions."""
         index = index.astype(np.int64)
-        return Picks(index, self._to_device(self._keys[index]), self._to_device(index))
+        keys = self._keys[index]
+        return Picks(index, keys, self._to_device(index), self._to_device(keys))
 
     def shuffled(self, seed: int, epoch: int) -> Picks:
         """One training epoch: every sample `repeat` times in an order of (seed, epoch) alone.
@@ -204,7 +212,7 @@ class SkeletonStore:
         passes, index = np.divmod(order, len(self))
         with np.errstate(over="ignore"):
             keys = self._keys[index] + passes * _PASS_STEP
-        picks = Picks(index, self._to_device(keys), self._to_device(index))
+        picks = Picks(index, keys, self._to_device(index), self._to_device(keys))
         if self._captions is None:
             return picks
         first = self._captions.first
@@ -212,7 +220,7 @@ class SkeletonStore:
         caption_seed = derived_seed(seed, "captions")
         draw = sample_draws(caption_seed, epoch, torch.from_numpy(keys), 1)[:, 0].double().numpy()
         chosen = first[index] + np.minimum((draw * count).astype(np.int64), count - 1)
-        return Picks(picks.index, picks.key, picks.index_device, chosen, self._to_device(chosen))
+        return replace(picks, caption=chosen, caption_device=self._to_device(chosen))
 
     def batch(
         self, picks: Picks, *, seed: int = 0, epoch: int = 0, training: bool
@@ -225,89 +233,104 @@ class SkeletonStore:
             epoch: 0-based; used for training only.
             training: random view, or the fixed one of tests.
         """
-        step = self._num_at_once(picks)
-        views = [
-            self._view(picks.part(start, start + step), seed=seed, epoch=epoch, training=training)
-            for start in range(0, len(picks), step)
-        ]
-        x = torch.cat(views) if len(views) > 1 else views[0]  # (N, M, T, V, C)
-        x = apply_stream(x, self.skeleton, self.config.stream)
-        label = self._table[picks.index_device, 3]
+        return self._finished(picks, self._view(picks, seed=seed, epoch=epoch, training=training))
+
+    def batches(
+        self, parts: Iterable[Picks], *, seed: int = 0, epoch: int = 0, training: bool
+    ) -> Iterator[SkeletonBatch]:
+        """`batch` of each part in turn; off a memory map, the next one is made meanwhile.
+
+        Args:
+            parts: the picks of each batch.
+            seed: see batch.
+            epoch: see batch.
+            training: see batch.
+        """
+        if self.is_resident:
+            for picks in parts:
+                yield self.batch(picks, seed=seed, epoch=epoch, training=training)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="hoc-views") as thread:
+            ahead: tuple[Picks, Future[Tensor]] | None = None
+            for picks in parts:
+                view = thread.submit(self._view, picks, seed=seed, epoch=epoch, training=training)
+                if ahead is not None:
+                    yield self._finished(ahead[0], ahead[1].result())
+                ahead = picks, view
+            if ahead is not None:
+                yield self._finished(ahead[0], ahead[1].result())
+
+    def _finished(self, picks: Picks, view: Tensor) -> SkeletonBatch:
+        """The batch of a view (N, M, T, V, C): its stream, labels and captions, on the device."""
+        x = view.to(self.device, non_blocking=True)
+        x = apply_stream(x, self.skeleton, self.config.stream, orphan=self.config.orphan)
         tokens = mask = None
         if picks.caption is not None and self._captions is not None:
             longest = int(self._captions.num_tokens[picks.caption].max())
             tokens = self._captions.tokens[picks.caption_device, :longest].long()  # (N, L)
             mask = self._captions.mask[picks.caption_device, :longest]  # (N, L)
-        return SkeletonBatch(x, label, picks.key, tokens, mask)
-
-    def _num_at_once(self, picks: Picks) -> int:
-        """How many of the picks a view takes at once, padded to the longest of them all."""
-        skeleton = self.skeleton
-        frame_bytes = 4 * skeleton.num_bodies * skeleton.num_joints * skeleton.num_channels
-        longest = int(self.lengths[picks.index].max())
-        return max(1, _PADDED_BYTES // (frame_bytes * longest))
+        return SkeletonBatch(x, self._labels[picks.index_device], picks.key_device, tokens, mask)
 
     def _view(self, picks: Picks, *, seed: int, epoch: int, training: bool) -> Tensor:
-        """The picks cut to the view, (N, M, T, V, C)."""
-        config = self.config
-        table = self._table[picks.index_device]  # (N, 4)
-        lengths = table[:, 1]
-        x = self._padded(picks, table)  # (N, M, Tmax, V, C)
-        if config.view == "ucla":
-            draws = None
-            if training:
-                draws = sample_draws(seed, epoch, picks.key, ucla_num_draws(config.num_frames))
-            return ucla_view(
-                x,
-                lengths,
-                num_frames=config.num_frames,
-                training=training,
-                draws=draws,
-                centre=self.skeleton.centre,
-            )
-        draws = sample_draws(seed, epoch, picks.key, NTU_DRAWS) if training else None
-        return ntu_view(
-            x,
-            lengths,
-            num_frames=config.num_frames,
-            training=training,
-            draws=draws,
-            joint_dims=self.skeleton.joint_dims,
+        """The picks cut to the view, (N, M, T, V, C), where the rows are."""
+        index, keys = picks.index_device, picks.key_device
+        if not self.is_resident:
+            index, keys = torch.from_numpy(picks.index), torch.from_numpy(picks.key)
+        view = self._ntu_view if self.config.view == "ntu" else self._ucla_view
+        num_draws = (
+            NTU_DRAWS if self.config.view == "ntu" else ucla_num_draws(self.config.num_frames)
         )
+        draws = sample_draws(seed, epoch, keys, num_draws) if training else None
+        x = view(picks, self._table[index], draws)  # (N, M, T, V, C)
+        if not self.is_resident and self.device.type == "cuda":
+            x = x.pin_memory()  # the copy to the device then waits for nothing
+        return x
 
-    def _padded(self, picks: Picks, table: Tensor) -> Tensor:
-        """Joints of the picks, (N, M, Tmax, V, C); frames behind a clip's end repeat its last.
+    def _ntu_view(self, picks: Picks, table: Tensor, draws: Tensor | None) -> Tensor:
+        """See ntu_view.
 
         Unseen bodies are zeros; with the policy "copy" an unseen second one is a copy of the first.
         """
-        num_bodies = self.skeleton.num_bodies
-        longest = int(self.lengths[picks.index].max())
-        if self._rows is not None:
-            rows, starts = self._rows, table[:, 0]
-        else:
-            rows, starts = self._fetched(picks.index)
-        lengths, bodies = table[:, 1], table[:, 2]
-        frame = torch.arange(longest, device=self.device)
-        frame = torch.minimum(frame[None], lengths[:, None] - 1)  # (N, Tmax)
-        slot = torch.arange(num_bodies, device=self.device)[None]  # (1, M)
+        skeleton = self.skeleton
+        start, lengths, bodies = table.unbind(1)  # (N,) each
+        slot = torch.arange(skeleton.num_bodies, device=table.device)[None]  # (1, M)
         is_seen = slot < bodies[:, None]  # (N, M)
-        is_kept = is_seen | (slot == 1) if self._copies_body else is_seen
-        body = slot * is_seen  # unseen bodies read the first
-        at = starts[:, None] + body * lengths[:, None]  # (N, M)
-        x = rows[at[:, :, None] + frame[:, None]]  # (N, M, Tmax, V, C)
-        if num_bodies > 1:
+        # Unseen bodies read the first.
+        clips = StoredClips(self._rows, start[:, None] + slot * is_seen * lengths[:, None])
+        x = ntu_view(
+            clips,
+            lengths,
+            num_frames=self.config.num_frames,
+            training=draws is not None,
+            draws=draws,
+            joint_dims=skeleton.joint_dims,
+        )  # (N, M, T, V, C)
+        if skeleton.num_bodies > 1:
+            is_kept = is_seen | (slot == 1) if self._copies_body else is_seen
             x *= is_kept[:, :, None, None, None]
         return x
 
-    def _fetched(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The rows of the picks from the memory map, on the device, and where each starts."""
-        assert self._mapped is not None
-        counts = self._num_rows[index]
-        ends = np.cumsum(counts)
-        starts = ends - counts
-        at = np.repeat(self._starts[index] - starts, counts) + np.arange(ends[-1])
-        rows = torch.from_numpy(self._mapped[at])
-        return rows.to(self.device), self._to_device(starts)
+    def _ucla_view(self, picks: Picks, table: Tensor, draws: Tensor | None) -> Tensor:
+        """See ucla_view; in pieces where all clips padded to the longest would be too much."""
+        skeleton = self.skeleton
+        frame_bytes = 4 * skeleton.num_joints * skeleton.num_channels
+        longest = int(self.lengths[picks.index].max())
+        at_once = max(1, _PADDED_BYTES // (frame_bytes * longest))
+        views = []
+        for at in range(0, len(picks), at_once):
+            start, lengths, _ = table[at : at + at_once].unbind(1)  # (N,) each
+            frame = torch.arange(longest, device=table.device)
+            frame = torch.minimum(frame, lengths[:, None] - 1)  # (N, Tmax)
+            view = ucla_view(
+                StoredClips(self._rows, start[:, None]).frames(frame),  # (N, 1, Tmax, V, 3)
+                lengths,
+                num_frames=self.config.num_frames,
+                training=draws is not None,
+                draws=None if draws is None else draws[at : at + at_once],
+                centre=skeleton.centre,
+            )
+            views.append(view)
+        return torch.cat(views) if len(views) > 1 else views[0]  # (N, 1, T, V, 3)
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)

@@ -12,14 +12,12 @@ the root's children) become zero as in CTR-GCN and ProtoGCN, or stay as they are
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from datasets_build.joints import Skeleton
-
-Orphan = Literal["zero", "keep"]
+from training.config import Orphan
 
 STREAMS = ("joint", "bone", "bone2", "joint-motion", "bone-motion", "bone2-motion")
 _ORDERS = {"joint": 0, "bone": 1, "bone2": 2}  # how many steps towards the root the ancestor lies

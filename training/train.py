@@ -15,6 +15,7 @@ from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.manifest import environment, read_json, sha256_file, write_json
 from datasets_build.progress import Progress, SilentProgress
 from datasets_build.protocols import Protocol
+from training.best_epoch import forget_best, save_best
 from training.build import (
     CONFIG_FILE,
     METHODS,
@@ -25,18 +26,18 @@ from training.build import (
     read_run,
 )
 from training.checkpoint import (
-    LAST,
     MADE_BY,
-    MODEL_FILE,
     has_checkpoint,
     load_weights,
+    model_path,
     read_request,
     refuse_other_request,
 )
-from training.config import TrainConfig
+from training.config import Split, TrainConfig
 from training.evaluate import score_store
+from training.execution import make_accelerator
 from training.loading import load_split
-from training.loop import fit, make_accelerator
+from training.loop import fit
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method, copy_state
 from training.metrics import accuracy
@@ -59,7 +60,7 @@ class TrainSummary:
         steps: optimiser steps, over all starts.
         num_samples: training samples of the split, repeats not counted.
         num_parameters: trained numbers.
-        resumed_from: epochs that were already done when this start began.
+        resumed_from: optimiser steps that were already done when this start began.
         already_finished: nothing was left to do.
         seconds: wall time of the start that finished.
         samples_per_s: training rate of that start.
@@ -101,13 +102,15 @@ def run(config: TrainConfig, progress: Progress) -> TrainSummary:
     }
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
+    epochs_done = 0
     if has_checkpoint(config.out):
-        _, saved = read_request(config.out)
+        epochs_done, saved = read_request(config.out)
         refuse_other_request(config.out, saved, request)
         finished = _finished(config.out)
         if finished is not None:
             progress.message(f"{config.out} is already trained; nothing is left to do")
             return finished
+    forget_best(config.out, after=epochs_done)
     with cpu_threads(config.loop.num_threads), deterministic_kernels(config.loop.deterministic):
         return _train(config, dataset, protocol, request, progress)
 
@@ -141,6 +144,8 @@ def _train(
         skeleton=dataset.skeleton,
         classes=class_entries(dataset),
         protocol_fingerprint=protocol.fingerprint,
+        family=dataset.family,
+        second_body=dataset.second_body_for(protocol),
     )
     with seeded(loop.seed, "weights"):
         method = build_method(
@@ -153,6 +158,7 @@ def _train(
     num_parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     if accelerator.is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / SUMMARY_FILE).unlink(missing_ok=True)  # of a run whose checkpoint is gone
         write_json(config.out / CONFIG_FILE, record.as_json())
         write_json(config.out / ENVIRONMENT_FILE, _environment(method, device))
     else:
@@ -226,17 +232,25 @@ def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: Skeleton
 
 def _evaluation(
     config: TrainConfig, dataset: SkeletonDataset, protocol: Protocol, device: torch.device
-) -> Callable[[Method], dict[str, float]] | None:
-    """What scores the test split for the log of a run; None where that is not asked for."""
+) -> Callable[[Method, int], dict[str, float]] | None:
+    """What scores a run for its log: its validation split or, to watch only, the test split.
+
+    None where that is not asked for.
+    """
     if not config.loop.evaluate_every_epochs:
         return None
-    store = load_split(dataset, protocol, "test", config.data, device=device)
+    split: Split = "validation" if config.data.validation_subjects else "test"
+    log = "val" if split == "validation" else "test"
+    store = load_split(dataset, protocol, split, config.data, device=device)
     names = dataset.class_names
 
-    def evaluate(method: Method) -> dict[str, float]:
+    def evaluate(method: Method, epochs: int) -> dict[str, float]:
         scores = score_store(method, store, batch_size=config.loop.batch_size)
         measured = accuracy(scores, store.labels, names)
-        return {"test/top1": measured.top1, "test/mean_class": measured.mean_class}
+        if config.loop.keep_best_epoch:
+            weights = method.saved_state()
+            save_best(config.out, weights, epoch=epochs, value=measured.top1, split=split)
+        return {f"{log}/top1": measured.top1, f"{log}/mean_class": measured.mean_class}
 
     return evaluate
 
@@ -261,10 +275,14 @@ def _finished(folder: Path) -> TrainSummary | None:
 
 
 def _weights_hash(run_folder: Path) -> str:
-    path = run_folder / LAST / MODEL_FILE
     if not has_checkpoint(run_folder):
         raise FileNotFoundError(
             f"method.init_from {run_folder} holds no checkpoint; give the folder of a finished "
             f"`{MADE_BY}` run"
         )
-    return sha256_file(path)
+    if _finished(run_folder) is None:
+        raise ValueError(
+            f"method.init_from {run_folder} is not trained to its end; run its `{MADE_BY}` command "
+            "again to finish it"
+        )
+    return sha256_file(model_path(run_folder))

@@ -3,9 +3,10 @@
 Shapes: N samples, M bodies, Tmax frames of the longest clip, T frames out, V joints, C channels
 (coordinates and, in some layouts, a score).
 
-A ragged batch is a padded tensor (N, M, Tmax, V, C) and `lengths` (N,), the real number of frames
-of each clip; what lies behind a clip's length is never read. The two views follow CTR-GCN's feeders
-(shared/design/protocols.md sections 3 and 5), written as gathers: no sample is touched alone.
+A ragged batch is a padded tensor (N, M, Tmax, V, C) or the clips of a store (StoredClips), and
+`lengths` (N,), the real number of frames of each clip; what lies behind a clip's length is never
+read. The two views follow CTR-GCN's feeders (shared/design/protocols.md sections 3 and 5), written
+as gathers: no sample is touched alone.
 
 Randomness: every view takes its uniform numbers as a tensor, `draws` (N, number), made by
 `sample_draws` from (seed, epoch, sample_id) alone. Order, batch size, workers, restarts and the
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -28,7 +30,8 @@ _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 NTU_DRAWS = 5  # crop length, crop start, three angles
 UCLA_MAX_ANGLE_DEG = 60  # CTR-GCN feeders/feeder_ucla.py
-_UCLA_COPIES = 100  # the pool that frames are drawn from holds each frame this often (ibid.)
+_UCLA_COPIES = 100  # the pool that frames are drawn from holds each frame this often (ibid.), more
+# often only where a clip of one frame would give fewer than the frames asked for
 
 
 # --- draws -------------------------------------------------------------------------------------
@@ -92,18 +95,56 @@ def _uniform_integer(draw: Tensor, count: Tensor) -> Tensor:
 # --- shared steps --------------------------------------------------------------------------------
 
 
-def _take_frames(x: Tensor, index: Tensor) -> Tensor:
-    """Frames `index` (N, T) of x (N, M, Tmax, V, C): (N, M, T, V, C)."""
+@dataclass(frozen=True)
+class StoredClips:
+    """The clips of a batch where they lie: frame t of body m of clip n is rows[first[n, m] + t].
+
+    Attributes:
+        rows: (R, V, C), one a body and frame.
+        first: (N, M) int64, the row of each body's first frame.
+    """
+
+    rows: Tensor
+    first: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self.rows.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.rows.device
+
+    def frames(self, index: Tensor) -> Tensor:
+        """Frames `index` (N, T), the same for all bodies of a clip: (N, M, T, V, C)."""
+        at = self.first[:, :, None] + index[:, None]  # (N, M, T)
+        flat = self.rows.flatten(1).index_select(0, at.flatten())  # (N*M*T, V*C)
+        return flat.view(*at.shape, *self.rows.shape[1:])  # (N, M, T, V, C)
+
+
+def _take_frames(x: Tensor | StoredClips, index: Tensor) -> Tensor:
+    """Frames `index` (N, T) of x (N, M, Tmax, V, C): a new (N, M, T, V, C)."""
+    if isinstance(x, StoredClips):
+        return x.frames(index)
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     return x.transpose(1, 2)[rows, index].transpose(1, 2)
 
 
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (N, M, T, V, 3) with every coordinate vector p replaced by R p, R (N, 3, 3)."""
-    n, m, t, v, c = x.shape
+def _planes(x: Tensor) -> Tensor:
+    """Each coordinate of x (N, M, T, V, C) by itself: (N, C, M*T*V), contiguous."""
+    return x.flatten(1, 3).transpose(1, 2).contiguous()
+
+
+def _rotate(planes: Tensor, rotation: Tensor) -> Tensor:
+    """Points (N, 3, P) with every vector p replaced by R p, R (N, 3, 3)."""
+    rotation = rotation.to(planes.dtype)
     # Sums of three products, not matmul: the same in float32 whatever TF32 or autocast say.
-    flat = x.reshape(n, m * t * v, 1, c)
-    return (flat * rotation[:, None].to(x.dtype)).sum(-1).view(n, m, t, v, c)
+    turned = planes[:, 0:1] * rotation[:, :, 0:1]
+    turned += planes[:, 1:2] * rotation[:, :, 1:2]
+    turned += planes[:, 2:3] * rotation[:, :, 2:3]
+    return turned  # (N, 3, P)
 
 
 def _axis_rotations(angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,15 +167,16 @@ def _compose(a: Tensor, b: Tensor) -> Tensor:
 
 
 def crop_and_resize(
-    x: Tensor, lengths: Tensor, *, start: Tensor, size: Tensor, num_frames: int
+    x: Tensor | StoredClips, lengths: Tensor, *, start: Tensor, size: Tensor, num_frames: int
 ) -> Tensor:
     """The frames start .. start + size - 1 of each clip, resized linearly in time.
 
-    Equal to F.interpolate(mode="bilinear", align_corners=False) along time alone, as one gather and
-    one lerp. A clip of one frame repeats it; a clip of no frame gives zeros.
+    Equal to F.interpolate(mode="bilinear", align_corners=False) along time alone, as two gathers
+    and one mixture: no other frame is touched. A clip of one frame repeats it; a clip of no frame
+    gives zeros.
 
     Args:
-        x: (N, M, Tmax, V, C) padded clips.
+        x: (N, M, Tmax, V, C) padded clips, or those of a store.
         lengths: (N,) int64, real frames.
         start: (N,) int64, first frame of the crop.
         size: (N,) int64, frames in the crop, start + size <= lengths.
@@ -148,22 +190,24 @@ def crop_and_resize(
     position = (torch.arange(num_frames, device=x.device, dtype=real) + 0.5) * step - 0.5
     position = position.clamp(min=0.0)  # (N, T)
     low = position.floor()
-    weight = (position - low).to(x.dtype)[:, None, :, None, None]  # (N, 1, T, 1, 1)
+    weight = (position - low).to(x.dtype)  # (N, T)
+    is_there = (lengths > 0)[:, None]
     last = (size - 1).clamp(min=0)[:, None]
     first = torch.minimum(low.long(), last)
     second = torch.minimum(first + 1, last)
     offset = start[:, None]
     before = _take_frames(x, first + offset)
     after = _take_frames(x, second + offset)  # (N, M, T, V, C)
-    resized = before * (1.0 - weight) + after * weight
-    return resized * (lengths > 0)[:, None, None, None, None]
+    before *= ((1.0 - weight) * is_there)[:, None, :, None, None]
+    after *= (weight * is_there)[:, None, :, None, None]
+    return before.add_(after)
 
 
 # --- the two views -------------------------------------------------------------------------------
 
 
 def ntu_view(
-    x: Tensor,
+    x: Tensor | StoredClips,
     lengths: Tensor,
     *,
     num_frames: int = 64,
@@ -180,7 +224,8 @@ def ntu_view(
     clip. Test: the middle 95 %. Absent (all-zero) bodies stay zero.
 
     Args:
-        x: (N, M, Tmax, V, C); the first joint_dims channels are coordinates.
+        x: (N, M, Tmax, V, C), or the clips of a store; the first joint_dims channels are
+            coordinates.
         lengths: (N,) int64.
         num_frames: T; CTR-GCN's 64 is also its least crop length.
         training: random crop and rotation, or the centre crop.
@@ -212,7 +257,8 @@ def ntu_view(
     angles = (2.0 * draws[:, 2:5] - 1.0) * rotation_rad
     about_x, about_y, about_z = _axis_rotations(angles)
     rotation = _compose(about_z, _compose(about_y, about_x))  # (N, 3, 3)
-    rotated = _rotate(view[..., :3], rotation)
+    turned = _rotate(_planes(view[..., :3]), rotation)  # (N, 3, M*T*V)
+    rotated = turned.transpose(1, 2).contiguous().view(*view.shape[:-1], 3)  # (N, M, T, V, 3)
     return rotated if view.shape[-1] == 3 else torch.cat((rotated, view[..., 3:]), dim=-1)
 
 
@@ -248,7 +294,7 @@ def ucla_view(
     Raises:
         ValueError: training without enough draws, more than one body, or other than 3 coordinates.
     """
-    _, m, t_max, _, c = x.shape
+    n, m, t_max, v, c = x.shape
     if m != 1 or c != 3:
         raise ValueError(
             f"the NW-UCLA view takes one body with 3 coordinates, got {m} bodies with {c}; "
@@ -257,7 +303,7 @@ def ucla_view(
     dtype = x.dtype
     # Double precision: metres away from the camera, stretched by up to an order of magnitude.
     x = x.double() if x.device.type != "mps" else x
-    x = x - x[:, :, :1, centre : centre + 1]
+    x = _planes(x - x[:, :, :1, centre : centre + 1])  # (N, 3, Tmax*V)
     if training:
         draws = _checked_draws(draws, ucla_num_draws(num_frames))
         count = torch.full_like(lengths, 2 * UCLA_MAX_ANGLE_DEG + 1)
@@ -266,19 +312,20 @@ def ucla_view(
         about_x, about_y, _ = _axis_rotations(torch.nn.functional.pad(angles, (0, 1)))
         # The original multiplies row vectors, p Ry Rx; for columns that is (Ry Rx)^T.
         x = _rotate(x, _compose(about_y, about_x).transpose(1, 2))
+        index = _pool_sample(lengths, draws[:, 2 : 2 + num_frames])  # (N, T)
+    else:
+        index = _even_frames(t_max, num_frames).to(x.device)[lengths]  # (N, T)
+    x = x.view(n, 3, t_max, v)
     frames = torch.arange(t_max, device=x.device)
-    is_real = (frames < lengths[:, None])[:, None, :, None, None]  # (N, 1, Tmax, 1, 1)
-    low = x.masked_fill(~is_real, math.inf).amin(dim=(1, 2, 3), keepdim=True)
-    high = x.masked_fill(~is_real, -math.inf).amax(dim=(1, 2, 3), keepdim=True)  # (N, 1, 1, 1, 3)
+    is_padding = (frames >= lengths[:, None])[:, None, :, None]  # (N, 1, Tmax, 1)
+    low = x.masked_fill(is_padding, math.inf).amin(dim=(2, 3), keepdim=True)
+    high = x.masked_fill(is_padding, -math.inf).amax(dim=(2, 3), keepdim=True)  # (N, 3, 1, 1)
     extent = high - low
     has_extent = extent > 0
+    x = x.take_along_dim(index[:, None, :, None], dim=2)  # (N, 3, T, V)
     scaled = (x - low) / torch.where(has_extent, extent, 1.0) * 2.0 - 1.0
     scaled = torch.where(has_extent, scaled, 0.0)
-    if training:
-        index = _pool_sample(lengths, draws[:, 2 : 2 + num_frames])  # type: ignore[index]
-    else:
-        index = _even_frames(t_max, num_frames).to(x.device)[lengths]
-    return _take_frames(scaled, index).to(dtype)
+    return scaled.permute(0, 2, 3, 1).to(dtype).contiguous()[:, None]  # (N, 1, T, V, 3)
 
 
 def ucla_num_draws(num_frames: int) -> int:
@@ -296,22 +343,22 @@ def _checked_draws(draws: Tensor | None, num: int) -> Tensor:
 
 
 def _pool_sample(lengths: Tensor, draws: Tensor) -> Tensor:
-    """Sorted frames (N, T) drawn without replacement from 100 copies of range(length).
+    """Sorted frames (N, T) drawn without replacement from the copies of range(length).
 
-    Floyd's algorithm: the i-th of T steps draws from 0 .. P - T + i (P the pool's size) and takes
-    the upper end itself where the drawn place is already taken; every subset is equally likely.
+    Floyd's algorithm: the i-th of T steps draws a place from 0 .. P - T + i (P the pool's size) and
+    takes the upper end itself where that place is already taken; every subset is equally likely.
+    Here all steps at once: a place is replaced if an earlier step drew it too. A place that is
+    taken as the upper end of an earlier step is not looked for: it and all upper ends are copies of
+    the last frame, so the frame is the same.
     """
     num = draws.shape[1]
-    pool = lengths * _UCLA_COPIES  # (N,)
-    places: list[Tensor] = []
-    for i in range(num):
-        top = pool - num + i
-        place = _uniform_integer(draws[:, i], top + 1)
-        if places:
-            is_taken = (torch.stack(places, dim=1) == place[:, None]).any(1)
-            place = torch.where(is_taken, top, place)
-        places.append(place)
-    return torch.stack(places, dim=1).sort(dim=1).values // _UCLA_COPIES
+    copies = max(_UCLA_COPIES, num)
+    step = torch.arange(num, device=draws.device)
+    top = lengths[:, None] * copies - num + step  # (N, T)
+    place = _uniform_integer(draws, top + 1)
+    is_same = place[:, :, None] == place[:, None]  # (N, T, T)
+    is_taken = (is_same & (step[:, None] > step)).any(2)  # (N, T)
+    return torch.where(is_taken, top, place).sort(dim=1).values // copies
 
 
 @lru_cache(maxsize=32)

@@ -96,3 +96,58 @@ def test_the_folder_is_given_once(data: Path) -> None:
         code, output = hoc("export", *places, "--format", "pyskl-pkl")
         assert code == 2
         assert "give the data set's folder once" in output
+
+
+def test_a_run_is_exported_with_its_scores(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        "[model]\nbase_channels = 4\n[data]\nnum_frames = 8\nallow_empty_classes = true\n"
+        "[optim]\nlr = 1e-4\nwarmup_epochs = 0\n[loop]\nepochs = 1\nbatch_size = 2\n"
+    )
+    train = ("train", "--data", data, "--recipe", recipe, "--protocol", "nw-ucla", "--out", "run")
+    assert hoc(*train, "--device", "cpu")[0] == 0
+    code, output = hoc("export", "--scores", "run", "--format", "pyskl-pkl")
+    assert code == 2
+    assert "hoc evaluate run" in output
+    code, output = hoc("evaluate", "run", "--device", "cpu")
+    assert code == 0, output
+    code, output = hoc("export", "--scores", "run", "--format", "pyskl-pkl")
+    assert code == 0, output
+    assert "run-test-pyskl-pkl.pkl" in output
+    assert (tmp_path / "run-test-pyskl-pkl.pkl").is_file()
+    code, output = hoc("export", "--scores", "run", "--format", "ctrgcn-pkl", "--out", "s.pkl")
+    assert code == 2
+    assert "val_label.pkl" in output
+    (tmp_path / "names.txt").write_text("\n".join(TEST_NAMES[::-1]))
+    arguments = ("--format", "ctrgcn-pkl", "--out", "s.pkl", "--order", "names.txt")
+    code, output = hoc("export", data, "--scores", "run", *arguments)
+    assert code == 0, output
+    assert "in the order of names.txt" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "or a run: `hoc export --onnx RUN`"),
+        (("--onnx", "r", "--scores", "r"), "--onnx and --scores exclude each other"),
+        (("--onnx", "r", "--format", "inputs", "--split", "test"), "leave out --format, --split"),
+        (("--onnx", "r", "--out", "x.pkl"), "ends in .onnx"),
+        (("--onnx", "no-run"), "no-run/config.json does not exist"),
+        (("--scores", "r"), "--format is missing; choose one of ctrgcn-pkl, pyskl-pkl"),
+        (("--scores", "r", "--format", "inputs"), "'inputs' is not known; choose one of ctrgcn-p"),
+        (("--scores", "r", "--format", "pyskl-pkl", "--stream", "bone"), "leave out --stream"),
+        (("--scores", "r", "--format", "pyskl-pkl", "--split", "val"), "'val' is not scored by"),
+        (("d", "--format", "pyskl-pkl", "--order", "x.txt"), "--order is for --scores; leave out"),
+    ],
+)
+def test_options_of_a_run_and_of_a_data_set_do_not_mix(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = hoc("export", *arguments)
+    assert code == 2
+    assert said in output
+    assert list(tmp_path.iterdir()) == []

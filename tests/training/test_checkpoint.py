@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
-@pytest.mark.parametrize("moment", range(1, 5))
+@pytest.mark.parametrize("moment", range(1, 10))
 def test_a_kill_at_any_write_or_rename_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
@@ -62,6 +64,8 @@ def test_a_kill_at_any_write_or_rename_leaves_a_whole_checkpoint(
 
     monkeypatch.setattr(module, "save_file", dies(module.save_file))
     monkeypatch.setattr(Path, "replace", dies(Path.replace))
+    monkeypatch.setattr(module, "write_json", dies(module.write_json))
+    monkeypatch.setattr(module.shutil, "rmtree", dies(module.shutil.rmtree))
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, make(2))
     monkeypatch.undo()
@@ -70,6 +74,16 @@ def test_a_kill_at_any_write_or_rename_leaves_a_whole_checkpoint(
     assert torch.equal(found.weights["a"], torch.full((2, 3), float(found.epoch)))
     save_checkpoint(tmp_path, make(3))
     assert load_checkpoint(tmp_path).epoch == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_who_reads_between_two_renames_gets_the_old_one_and_moves_nothing(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make(1))
+    (tmp_path / "last").rename(tmp_path / "last.old")
+    assert has_checkpoint(tmp_path)
+    assert read_request(tmp_path)[0] == 1
+    assert torch.equal(load_weights(tmp_path)["a"], torch.full((2, 3), 1.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["last.old"]
 
 
 def test_a_full_disk_is_told_and_the_last_checkpoint_stays(
@@ -108,6 +122,22 @@ def test_another_request_is_refused_by_the_names_of_what_differs(tmp_path: Path)
         refuse_other_request(tmp_path, saved, asked)
     assert "dataset_fingerprint" in str(caught.value)
     assert "optim.name" not in str(caught.value)
+
+
+def test_a_disk_that_is_really_full_is_told_too(tmp_path: Path) -> None:
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=False)
+    if done.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        save_checkpoint(tmp_path, make(1))
+        large = replace(make(2), state={"optimizer/0/momentum_buffer": torch.ones(1 << 20)})
+        with pytest.raises(OSError, match="free some space and run the same command again"):
+            save_checkpoint(tmp_path, large)
+        assert load_checkpoint(tmp_path).epoch == 1
+        save_checkpoint(tmp_path, make(3))  # there is room again
+        assert load_checkpoint(tmp_path).epoch == 3
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -6,21 +6,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
-from datasets_build.manifest import write_json
+from cli.main import app
+from datasets_build.manifest import sha256_file, write_json
 from datasets_build.progress import SilentProgress
 from training import ensemble
+from training.checkpoint import Checkpoint, model_path, save_checkpoint
 from training.config import EnsembleConfig
-from training.evaluate import read_scores, write_scores
+from training.evaluate import metrics_file, read_scores, scores_file, write_scores
 
 CLASSES = [{"label": i, "action_id": i + 1, "name": f"class {i}"} for i in range(3)]
 
 
-def make_run(folder: Path, ids: list[str], labels: list[int], scores: Any, **changes: Any) -> Path:
-    folder.mkdir()
-    write_scores(
-        folder / "scores-test.parquet", ids, np.array(labels), np.array(scores, np.float32)
-    )
+def make_run(
+    folder: Path,
+    ids: list[str],
+    labels: list[int],
+    scores: Any,
+    *,
+    split: str = "test",
+    **changes: Any,
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_scores(scores_file(folder, split), ids, np.array(labels), np.array(scores, np.float32))
     record = {
         "classes": CLASSES,
         "protocol": "ntu60-xsub",
@@ -29,7 +39,7 @@ def make_run(folder: Path, ids: list[str], labels: list[int], scores: Any, **cha
         "stream": "joint",
         "top1": 0.5,
     }
-    write_json(folder / "metrics.json", {**record, **changes})
+    write_json(metrics_file(folder, split), {**record, **changes})
     return folder
 
 
@@ -90,3 +100,119 @@ def test_a_run_that_was_not_evaluated_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(FileNotFoundError, match="score the run first with `hoc evaluate"):
         run(a, tmp_path / "b")
+
+
+def make_searchable(root: Path, *, noise: tuple[float, ...] = (0.2, 1.5, 4.0)) -> list[Path]:
+    """Runs of growing noise; the wrong one shouts. Test labels are of no use for the validation."""
+    rng = np.random.default_rng(0)
+    runs = []
+    labels = {split: rng.integers(0, 3, num) for split, num in (("validation", 60), ("test", 40))}
+    for i, level in enumerate(noise):
+        for split, own in labels.items():
+            scores = np.eye(3)[own] * (1 + i) + rng.normal(0, level * (1 + i), (len(own), 3))
+            ids = [f"{split}{n:03d}" for n in range(len(own))]
+            changes = {"validation_subjects": [2], "stream": ("joint", "bone", "bone-motion")[i]}
+            run_folder = make_run(root / f"run{i}", ids, list(own), scores, split=split, **changes)
+        runs.append(run_folder)
+    return runs
+
+
+def test_searched_weights_come_from_the_validation_split_alone(tmp_path: Path) -> None:
+    runs = make_searchable(tmp_path)
+    first = run(*runs, search_weights=True)
+    record = json.loads((tmp_path / "sum" / "ensemble.json").read_text())
+    assert record["weights"] == "searched on validation"
+    assert record["validation"]["num_samples"] == 60
+    assert record["validation"]["subjects"] == [2]
+    assert record["validation"]["top1"] > record["validation"]["top1_of_equal_weights"]
+    assert record["num_samples"] == 40
+    weights = [member["weight"] for member in record["members"]]
+    assert weights[0] > weights[2]
+    # Test scores under which the first run is useless and the last one right: the same weights.
+    for i, folder in enumerate(runs):
+        ids, labels, _ = read_scores(folder / "scores-test.parquet")
+        scores = np.eye(3)[labels] * (i - 1)
+        write_scores(folder / "scores-test.parquet", ids, labels, scores)
+    again = run(*runs, search_weights=True)
+    assert [m.weight for m in again.members] == [m.weight for m in first.members] == weights
+
+
+def test_a_search_moves_no_weight_without_a_hit_more() -> None:
+    scores = np.stack([np.eye(3) * 5, np.eye(3), -np.eye(3)])
+    assert ensemble.search_weights(scores, np.arange(3)) == (1.0, 1.0, 1.0)
+    wrong = np.stack([np.eye(3), -1.1 * np.eye(3)])
+    assert ensemble.search_weights(wrong, np.arange(3)) == (1.2, 1.0)
+
+
+def test_a_search_without_a_common_validation_split_is_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", ["x"], [0], [[1, 0, 0]])
+    with pytest.raises(ValueError, match="trained on all training subjects"):
+        run(a, search_weights=True)
+    b = make_run(tmp_path / "b", ["x"], [0], [[1, 0, 0]], validation_subjects=[1])
+    c = make_run(tmp_path / "c", ["x"], [0], [[1, 0, 0]], validation_subjects=[2])
+    with pytest.raises(ValueError, match=r"left subjects \[1\] out.*c \[2\]"):
+        run(b, c, search_weights=True)
+    with pytest.raises(FileNotFoundError, match=r"hoc evaluate .*b --split validation"):
+        run(b, search_weights=True)
+    assert not (tmp_path / "sum").exists()
+
+
+def test_only_one_way_to_weights_can_be_given(tmp_path: Path) -> None:
+    for changes in (
+        {"weights": (1.0,), "search_weights": True},
+        {"weights": (1.0,), "rule": "position-motion"},
+        {"rule": "position-motion", "search_weights": True},
+        {"search_weights": True, "split": "validation"},
+    ):
+        with pytest.raises(ValueError, match=r"give one of weights|give another split"):
+            run(tmp_path / "a", **changes)
+
+
+def test_the_stated_rule_gives_positions_more_than_motions(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", ["x"], [0], [[1, 0, 0]], stream="bone2")
+    b = make_run(tmp_path / "b", ["x"], [0], [[0, 1.2, 0]], stream="joint-motion")
+    assert run(a, b).accuracy.top1 == 0.0
+    summary = run(a, b, rule="position-motion")
+    assert summary.accuracy.top1 == 1.0
+    assert [m.weight for m in summary.members] == [1.5, 1.0]
+    record = json.loads((tmp_path / "sum" / "ensemble.json").read_text())
+    assert record["weights"] == "rule: positions 1.5, motions 1"
+
+
+def test_probabilities_do_not_let_a_run_with_great_logits_decide_alone(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", ["x"], [0], [[3, 0, 0]])
+    b = make_run(tmp_path / "b", ["x"], [0], [[2, 1, 1]])
+    c = make_run(tmp_path / "c", ["x"], [0], [[0, 50, 0]])
+    assert run(a, b, c).accuracy.top1 == 0.0
+    assert run(a, b, c, combine="probabilities").accuracy.top1 == 1.0
+    _, _, scores = read_scores(tmp_path / "sum" / "scores-test.parquet")
+    exp = np.exp
+    first = exp(3) / (exp(3) + 2) + exp(2) / (exp(2) + 2 * exp(1))
+    assert scores[0, 0] == pytest.approx(first, rel=1e-6)
+    assert scores.sum() == pytest.approx(3.0, rel=1e-6)
+
+
+def test_scores_of_weights_that_were_trained_on_since_are_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", ["x"], [0], [[1, 0, 0]])
+    for value in (0.0, 1.0):
+        save_checkpoint(a, Checkpoint(1, 1, {}, {"w": torch.full((1,), value)}))
+        if value == 0.0:
+            make_run(a, ["x"], [0], [[1, 0, 0]], weights_sha256=sha256_file(model_path(a)))
+            run(a)
+    with pytest.raises(ValueError, match="trained on since its test split was scored"):
+        run(a)
+
+
+def test_the_command_says_where_the_weights_are_from(tmp_path: Path) -> None:
+    runs = [str(folder) for folder in make_searchable(tmp_path)]
+    out = ["--out", str(tmp_path / "sum")]
+    shown = CliRunner().invoke(
+        app, ["ensemble", *runs, "--search-weights", *out], env={"COLUMNS": "200"}
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "weights: searched on validation" in shown.output
+    assert "of 60 validation samples" in shown.output
+    rule = ["--rule", "position-motion", "--combine", "probabilities", "--json"]
+    found = json.loads(CliRunner().invoke(app, ["ensemble", *runs, *rule, *out]).stdout)
+    assert found["weights"] == "rule: positions 1.5, motions 1"
+    assert [member["weight"] for member in found["members"]] == [1.5, 1.5, 1.0]

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from cli.main import app
 from datasets_build.progress import SilentProgress
 from training import evaluate, train
+from training.best_epoch import save_best
+from training.checkpoint import load_weights, model_path
 from training.config import EvaluateConfig, TrainConfig
 from training.evaluate import read_scores
 from training.metrics import accuracy, confusion_matrix, top_k_share, worst_pairs
@@ -39,6 +45,9 @@ def test_evaluation_writes_scores_metrics_and_the_confusion_matrix(trained: Path
     assert record["top1"] == pytest.approx(summary.accuracy.top1)
     assert record["weights"] == "last epoch"
     assert record["epochs"] == 6
+    assert record["validation_subjects"] == []
+    digest = hashlib.sha256(model_path(trained).read_bytes()).hexdigest()
+    assert record["weights_sha256"] == digest
     with (trained / "confusion-test.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[0][1:] == ["sit down", "clapping", "hand waving"]
@@ -62,6 +71,83 @@ def test_the_training_split_has_files_of_its_own(trained: Path) -> None:
     evaluate.run(EvaluateConfig(run=trained, split="train", device="cpu"), SilentProgress())
     assert len(read_scores(trained / "scores-train.parquet")[0]) == 24
     assert (trained / "metrics-train.json").is_file()
+
+
+def test_there_is_no_validation_split_without_validation_subjects(trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"no validation split.*data\.validation_subjects"):
+        evaluate.run(
+            EvaluateConfig(run=trained, split="validation", device="cpu"), SilentProgress()
+        )
+
+
+def test_a_run_with_validation_subjects_logs_and_scores_them_and_trains_on_the_others(
+    recipe: Callable[..., TrainConfig],
+) -> None:
+    config = recipe(
+        data={"validation_subjects": (2,), "stream": "bone", "orphan": "keep"},
+        loop={"evaluate_every_epochs": 1},
+    )
+    assert config.request()["data"]["validation_subjects"] == [2]
+    assert config.request()["data"]["orphan"] == "keep"
+    assert train.run(config, SilentProgress()).num_samples == 12
+    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["val/top1"] for line in lines if "val/top1" in line]
+    assert len(logged) == 2
+    assert not any("test/top1" in line for line in lines), "the test split is not looked at"
+    summary = evaluate.run(
+        EvaluateConfig(run=config.out, split="validation", device="cpu"), SilentProgress()
+    )
+    assert summary.accuracy.num_samples == 12
+    assert summary.accuracy.top1 == pytest.approx(logged[-1], rel=1e-5)
+    ids, _, _ = read_scores(config.out / "scores-validation.parquet")
+    assert all("P002" in name for name in ids)
+    record = json.loads((config.out / "metrics-validation.json").read_text())
+    assert record["validation_subjects"] == [2]
+
+
+def test_results_of_the_best_epoch_have_files_of_their_own_and_say_how_it_was_chosen(
+    trained: Path,
+) -> None:
+    evaluate.run(EvaluateConfig(run=trained, device="cpu"), SilentProgress())
+    last = (trained / "metrics.json").read_bytes()
+    with pytest.raises(FileNotFoundError, match="kept no best epoch"):
+        evaluate.run(EvaluateConfig(run=trained, weights="best", device="cpu"), SilentProgress())
+    weights = load_weights(trained)
+    weights["encoder.head.weight"] = torch.zeros_like(weights["encoder.head.weight"])
+    save_best(trained, weights, epoch=4, value=0.75, split="test")
+    summary = evaluate.run(
+        EvaluateConfig(run=trained, weights="best", device="cpu"), SilentProgress()
+    )
+    assert summary.epochs == 4
+    assert {path.name for path in summary.files} == {
+        "scores-test-best-epoch.parquet",
+        "metrics-test-best-epoch.json",
+        "confusion-test-best-epoch.csv",
+        "confusion-test-best-epoch.png",
+    }
+    record = json.loads((trained / "metrics-test-best-epoch.json").read_text())
+    assert record["weights"] == "best epoch on the test split: chosen by looking at test data"
+    assert record["epochs"] == 4
+    scores = read_scores(trained / "scores-test-best-epoch.parquet")[2]
+    assert (scores == scores[0]).all(), "the scores are those of the headless best weights"
+    assert (trained / "metrics.json").read_bytes() == last
+
+
+def test_the_command_scores_several_runs_and_shows_each_class(trained: Path) -> None:
+    runs = [str(trained), str(trained)]
+    shown = CliRunner().invoke(
+        app, ["evaluate", *runs, "--device", "cpu", "--per-class"], env={"COLUMNS": "200"}
+    )
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.count("clapping") >= 2
+    assert "epoch 6 (last epoch)" in shown.output
+    assert "mean per class" in shown.output
+    as_json = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu", "--json"])
+    found = json.loads(as_json.stdout)
+    assert [entry["run"] for entry in found] == runs
+    assert found[0]["samples_per_class"] == {"sit down": 4, "clapping": 4, "hand waving": 4}
+    alone = CliRunner().invoke(app, ["evaluate", runs[0], "--device", "cpu", "--json"])
+    assert json.loads(alone.stdout) == found[0]
 
 
 def test_a_data_set_of_another_class_order_is_refused(
@@ -100,6 +186,7 @@ def test_accuracies_of_a_hand_made_example() -> None:
     assert found.top1 == 0.5
     assert found.top5 == 1.0
     assert found.per_class == {"a": 1.0, "b": pytest.approx(1 / 3)}
+    assert found.samples_per_class == {"a": 1, "b": 3}
     assert found.mean_class == pytest.approx(2 / 3)
     matrix = confusion_matrix(scores, labels)
     assert matrix.tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]

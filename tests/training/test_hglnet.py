@@ -271,9 +271,7 @@ def test_cts_equals_its_equations_in_float32():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("temporal", ["ltc", "gta", "both"])
-@pytest.mark.parametrize(
-    "variant", [{}, {"correlation": "tanh"}, {"is_bounded": False}], ids=str
-)
+@pytest.mark.parametrize("variant", [{}, {"correlation": "tanh"}, {"is_bounded": False}], ids=str)
 def test_dht_equals_its_equations_with_gradients(stride, temporal, variant):
     unit = DHT(16, stride=stride, temporal=temporal, **variant)
     unit = opened(unit).double()

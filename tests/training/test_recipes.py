@@ -35,6 +35,59 @@ def test_first_comment_of_a_recipe_tells_command_hardware_and_expectation(name: 
     assert "Expected" in text
 
 
+@pytest.mark.parametrize("protocol", ["ntu60-xsub", "ntu60-xview", "ntu120-xsub", "ntu120-xset"])
+def test_every_ntu_protocol_has_the_recipes_of_the_first(protocol: str) -> None:
+    for kind in ("hglnet", "hglnet-adamw", "ctrgcn"):
+        config = load_recipe(f"{protocol}-{kind}", flags=FLAGS)
+        first = load_recipe(f"ntu60-xsub-{kind}", [f"data.protocol={protocol}"], FLAGS)
+        assert config == first
+
+
+def test_nw_ucla_recipes_are_the_published_ones() -> None:
+    adamw, ctrgcn = (
+        load_recipe(f"nw-ucla-{kind}", flags=FLAGS) for kind in ("hglnet-adamw", "ctrgcn")
+    )
+    assert (adamw.optim.name, adamw.optim.weight_decay, adamw.loop.batch_size) == (
+        "adamw",
+        0.01,
+        64,
+    )
+    assert (adamw.loop.epochs, adamw.data.repeat, adamw.data.view) == (85, 5, "ucla")
+    # protocols.md section 4
+    assert (ctrgcn.model.name, ctrgcn.loop.epochs, ctrgcn.loop.batch_size) == ("ctrgcn", 65, 16)
+    assert (ctrgcn.optim.lr, ctrgcn.optim.weight_decay, ctrgcn.optim.steps) == (0.1, 1e-4, (50,))
+    assert (ctrgcn.optim.warmup_epochs, ctrgcn.data.repeat, ctrgcn.data.num_frames) == (5, 5, 52)
+
+
+def test_a_recipe_lays_its_values_over_those_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "nw-ucla-hglnet"\n[optim]\nlr = 0.3\n')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\n[loop]\nepochs = 3\n')
+    changes = ["optim.lr=0.3", "loop.epochs=3"]
+    assert load_recipe(tmp_path / "b.toml", flags=FLAGS) == load_recipe(
+        "nw-ucla-hglnet", changes, FLAGS
+    )
+
+
+@pytest.mark.parametrize(
+    ("extends", "said"),
+    [
+        ('"nw-ucla-hglne"', "extends = 'nw-ucla-hglne': .* did you mean 'nw-ucla-hglnet'"),
+        ('"b.toml"', "leads back to"),
+        ('"a.toml"', "leads back to a.toml"),
+        ("3", "must be a recipe's name"),
+        ('"none.toml"', "none.toml does not exist"),
+    ],
+)
+def test_a_recipe_that_extends_none_or_itself_says_so(
+    tmp_path: Path, extends: str, said: str
+) -> None:
+    (tmp_path / "a.toml").write_text(f"extends = {extends}\n")
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\n')
+    error = FileNotFoundError if "none" in extends else ValueError
+    with pytest.raises(error, match=said):
+        load_recipe(tmp_path / "a.toml", flags=FLAGS)
+
+
 def test_debug_twin_of_the_parent_recipe_runs_and_its_first_loss_is_pinned(
     dataset_folder: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from training.config import DataConfig
 from training.loading import load_split, one_clip
 from training.skeleton_data import SkeletonStore, training_problems
 from training.streams import apply_stream
-from training.transforms import NTU_DRAWS, ntu_view, sample_draws, sample_key
+from training.transforms import NTU_DRAWS, StoredClips, ntu_view, sample_draws, sample_key
 
 CPU = torch.device("cpu")
 XSUB = protocol_named("ntu60-xsub")
@@ -154,7 +154,7 @@ def test_one_long_clip_does_not_make_a_whole_batch_as_long(
 ) -> None:
     skeleton = NTU_25 if view == "ntu" else UCLA_20
     limit = 1 << 20  # bytes: 2 clips of 800 frames in NTU's layout
-    monkeypatch.setattr(skeleton_data, "_PADDED_BYTES", limit, raising=False)
+    monkeypatch.setattr(skeleton_data, "_PADDED_BYTES", limit)
     lengths = np.array([20] * 30 + [800] + [20] * 30)
     shape = (int(lengths.sum()), skeleton.num_joints, 3)
     rows: Any = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -173,20 +173,141 @@ def test_one_long_clip_does_not_make_a_whole_batch_as_long(
         device=CPU,
     )
     sizes: list[int] = []
-    original = getattr(skeleton_data, f"{view}_view")
+    original = StoredClips.frames
 
-    def spied(x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    def spied(self: StoredClips, index: torch.Tensor) -> torch.Tensor:
+        x = original(self, index)
         sizes.append(x.nbytes)
-        return original(x, *rest, **options)
+        return x
 
-    monkeypatch.setattr(skeleton_data, f"{view}_view", spied)
+    monkeypatch.setattr(StoredClips, "frames", spied)
     for training in (True, False):
         batch = store.batch(store.in_order(), training=training)
         assert batch.label.tolist() == list(range(len(lengths)))
         for i in (0, 29, 30, 31, 60):
             alone = store.batch(store.picks(np.array([i])), training=training)
             torch.testing.assert_close(batch.x[i], alone.x[0], rtol=0, atol=1e-6)
-    assert max(sizes) <= limit
+    # NTU's view gathers no frame but those that it mixes: 16 a body.
+    frames = 16 * skeleton.num_bodies * len(lengths)
+    assert max(sizes) <= (limit if view == "ucla" else frames * skeleton.num_joints * 3 * 4)
+
+
+@pytest.mark.parametrize("resident_gib", [8.0, 0.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_made_ahead_are_the_same(
+    dataset_folder: Path, resident_gib: float, training: bool
+) -> None:
+    store = load(dataset_folder, resident_gib=resident_gib, with_captions=True, stream="bone")
+    store.tokenise(words, 40)
+    picks = store.shuffled(3, 1)
+    parts = [picks.part(at, at + 7) for at in range(0, 24, 7)]
+    made = list(store.batches(parts, seed=3, epoch=1, training=training))
+    assert [len(batch.label) for batch in made] == [7, 7, 7, 3]
+    for part, batch in zip(parts, made, strict=True):
+        alone = store.batch(part, seed=3, epoch=1, training=training)
+        assert torch.equal(batch.x, alone.x)
+        assert torch.equal(batch.label, alone.label)
+        assert torch.equal(batch.sample_key, alone.sample_key)
+        assert batch.tokens is not None
+        assert alone.tokens is not None
+        assert torch.equal(batch.tokens, alone.tokens)
+
+
+def test_batches_made_ahead_may_be_left_unused_and_report_what_went_wrong(
+    dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = load(dataset_folder, resident_gib=0)
+    parts = [store.in_order().part(at, at + 5) for at in range(0, 20, 5)]
+    for batch in store.batches(parts, training=False):
+        assert len(batch.label) == 5
+        break
+    assert not list(store.batches([], training=False))
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(StoredClips, "frames", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(store.batches(parts, training=False))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("resident_gib", [8.0, 0.0])
+def test_a_training_batch_on_the_gpu_equals_the_cpus_and_waits_for_nothing(
+    dataset_folder: Path, resident_gib: float
+) -> None:
+    config = DataConfig(
+        dataset=dataset_folder,
+        protocol="ntu60-xsub",
+        num_frames=16,
+        stream="bone-motion",
+        resident_gib=resident_gib,
+    )
+    dataset, gpu = open_dataset(dataset_folder), torch.device("cuda")
+    stores = [load_split(dataset, XSUB, "train", config, device=where) for where in (CPU, gpu)]
+    x = [store.batch(store.shuffled(0, 0), training=True).x.cpu() for store in stores]
+    torch.testing.assert_close(x[1], x[0], rtol=1e-5, atol=1e-5)
+    picks = stores[1].shuffled(0, 1)
+    parts = [picks.part(at, at + 8) for at in range(0, 24, 8)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = [batch.x for batch in stores[1].batches(parts, epoch=1, training=True)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    again = stores[1].batch(picks, epoch=1, training=True).x
+    torch.testing.assert_close(torch.cat(made), again)
+
+
+def test_joints_without_an_ancestor_follow_the_recipes_convention(dataset_folder: Path) -> None:
+    zero, keep = (
+        load(dataset_folder, stream="bone2", **changes) for changes in ({}, {"orphan": "keep"})
+    )
+    joint = load(dataset_folder)
+    x = [s.batch(s.in_order(), training=False).x for s in (zero, keep, joint)]
+    orphans = [joint for joint in range(25) if joint + 1 in (2, 3, 5, 9, 21)]
+    others = [joint for joint in range(25) if joint not in orphans]
+    assert torch.count_nonzero(x[0][..., orphans, :]) == 0
+    assert torch.equal(x[1][..., orphans, :], x[2][..., orphans, :])
+    assert torch.equal(x[0][..., others, :], x[1][..., others, :])
+
+
+def test_validation_subjects_leave_the_training_split(dataset_folder: Path) -> None:
+    chosen = {"validation_subjects": (2,)}
+    everything = load(dataset_folder)
+    train, validation = (load(dataset_folder, split, **chosen) for split in ("train", "validation"))
+    assert sorted(train.sample_ids + validation.sample_ids) == sorted(everything.sample_ids)
+    assert all("P002" in name for name in validation.sample_ids)
+    assert not any("P002" in name for name in train.sample_ids)
+    assert (
+        load(dataset_folder, "test", **chosen).sample_ids == load(dataset_folder, "test").sample_ids
+    )
+    with pytest.raises(AssertionError, match="captions of test samples"):
+        load(dataset_folder, "validation", with_captions=True, **chosen)
+
+
+def test_validation_subjects_that_do_not_fit_are_refused(
+    make_dataset: Callable[..., Path], dataset_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="there is no validation split"):
+        load(dataset_folder, "validation")
+    with pytest.raises(ValueError, match=r"names 3, whom no training sample.*subjects are 1, 2"):
+        load(dataset_folder, validation_subjects=(2, 3))
+    with pytest.raises(ValueError, match="names every training subject"):
+        load(dataset_folder, validation_subjects=(1, 2))
+
+    def nobody(row: dict[str, Any]) -> None:
+        row[schema.DATASET] = GENERIC
+        row[schema.CAMERA_ID] = row[schema.SUBJECT_ID]
+        row[schema.SUBJECT_ID] = None
+
+    folder = make_dataset(tmp_path / "nobody", change=nobody, family=GENERIC)
+    protocol = replace(
+        XSUB, dataset=GENERIC, split_by="camera_id", train_values=frozenset({1, 2}), action_ids=None
+    )
+    config = DataConfig(dataset=folder, protocol="own", validation_subjects=(1,))
+    with pytest.raises(ValueError, match="have no subject ids"):
+        load_split(open_dataset(folder), protocol, "train", config, device=CPU)
 
 
 @pytest.mark.parametrize("family", [GENERIC, NTU])

@@ -6,10 +6,34 @@ import torch
 from datasets_build.joints import COCO_17, NTU_25, SKELETONS, UCLA_20
 from training.streams import STREAMS, apply_stream, is_motion, stream_matrix
 
-# 2-hop parents of the NTU tree, 1-based (protocols.md section 7).
-NTU_GRANDPARENTS = {
-    1: 21, 4: 21, 6: 21, 7: 5, 8: 6, 10: 21, 11: 9, 12: 10, 13: 2, 14: 1, 15: 13, 16: 14, 17: 2,
-    18: 1, 19: 17, 20: 18, 22: 8, 23: 7, 24: 12, 25: 11,
+# joint: parent and joint: grandparent, 1-based. NTU and UCLA: protocols.md sections 6 and 7 (UCLA's
+# grandparents follow from its parents); COCO (17 key points, nose 1): the tree of PYSKL.
+PARENTS = {
+    "ntu-25": {
+        1: 2, 2: 21, 3: 21, 4: 3, 5: 21, 6: 5, 7: 6, 8: 7, 9: 21, 10: 9, 11: 10, 12: 11, 13: 1,
+        14: 13, 15: 14, 16: 15, 17: 1, 18: 17, 19: 18, 20: 19, 22: 23, 23: 8, 24: 25, 25: 12,
+    },
+    "ucla-20": {
+        1: 2, 2: 3, 4: 3, 5: 3, 6: 5, 7: 6, 8: 7, 9: 3, 10: 9, 11: 10, 12: 11, 13: 1, 14: 13,
+        15: 14, 16: 15, 17: 1, 18: 17, 19: 18, 20: 19,
+    },
+    "coco-17": {
+        2: 1, 3: 1, 4: 2, 5: 3, 6: 1, 7: 1, 8: 6, 9: 7, 10: 8, 11: 9, 12: 6, 13: 7, 14: 12, 15: 13,
+        16: 14, 17: 15,
+    },
+}  # fmt: skip
+GRANDPARENTS = {
+    "ntu-25": {
+        1: 21, 4: 21, 6: 21, 7: 5, 8: 6, 10: 21, 11: 9, 12: 10, 13: 2, 14: 1, 15: 13, 16: 14, 17: 2,
+        18: 1, 19: 17, 20: 18, 22: 8, 23: 7, 24: 12, 25: 11,
+    },
+    "ucla-20": {
+        1: 3, 6: 3, 7: 5, 8: 6, 10: 3, 11: 9, 12: 10, 13: 2, 14: 1, 15: 13, 16: 14, 17: 2, 18: 1,
+        19: 17, 20: 18,
+    },
+    "coco-17": {
+        4: 1, 5: 1, 8: 1, 9: 1, 10: 6, 11: 7, 12: 1, 13: 1, 14: 6, 15: 7, 16: 12, 17: 13,
+    },
 }  # fmt: skip
 
 
@@ -53,14 +77,33 @@ def test_bone_of_the_root_joint_is_zero_unless_kept(skeleton):
     torch.testing.assert_close(kept[..., skeleton.root, :], x[..., skeleton.root, :])
 
 
-def test_second_order_bones_lead_to_the_published_grandparents():
-    S = stream_matrix(NTU_25, "bone2")
-    for joint in range(1, 26):
-        row = torch.zeros(25)
-        if joint in NTU_GRANDPARENTS:
-            row[joint - 1] += 1.0
-            row[NTU_GRANDPARENTS[joint] - 1] -= 1.0
+@pytest.mark.parametrize("name", sorted(SKELETONS))
+@pytest.mark.parametrize("orphan", ["zero", "keep"])
+@pytest.mark.parametrize(("stream", "ancestors"), [("bone", PARENTS), ("bone2", GRANDPARENTS)])
+def test_bones_lead_to_the_published_parents_and_grandparents(name, orphan, stream, ancestors):
+    skeleton = SKELETONS[name]
+    S = stream_matrix(skeleton, stream, orphan=orphan)
+    assert torch.equal(stream_matrix(skeleton, f"{stream}-motion", orphan=orphan), S)
+    for joint in range(1, skeleton.num_joints + 1):
+        row = torch.zeros(skeleton.num_joints)
+        ancestor = ancestors[name].get(joint)
+        if ancestor is not None or orphan == "keep":
+            row[joint - 1] = 1.0
+        if ancestor is not None:
+            row[ancestor - 1] = -1.0
         assert torch.equal(S[joint - 1], row), joint
+
+
+@pytest.mark.parametrize("name", sorted(SKELETONS))
+def test_second_order_bones_are_bones_added_along_the_tree(name):
+    """(I - A^2) = (I - A) + A (I - A) with A[child, parent] = 1 (InfoGCN), where both exist."""
+    skeleton = SKELETONS[name]
+    A = torch.zeros(skeleton.num_joints, skeleton.num_joints)
+    for child, parent in PARENTS[name].items():
+        A[child - 1, parent - 1] = 1.0
+    eye = torch.eye(skeleton.num_joints)
+    assert torch.equal(stream_matrix(skeleton, "bone", orphan="keep"), eye - A)
+    assert torch.equal(stream_matrix(skeleton, "bone2", orphan="keep"), eye - A @ A)
 
 
 def test_the_last_frame_of_a_motion_stream_is_zero():

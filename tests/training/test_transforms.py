@@ -15,6 +15,8 @@ from datasets_build.joints import UCLA_20
 from training.streams import apply_stream
 from training.transforms import (
     NTU_DRAWS,
+    StoredClips,
+    _pool_sample,
     crop_and_resize,
     ntu_view,
     sample_draws,
@@ -119,6 +121,16 @@ def test_crop_and_resize_equals_interpolate_along_time(num_frames, dtype):
             rtol=0,
             atol=1e-12 if dtype.is_floating_point and dtype == torch.float64 else 2e-5,
         )
+
+
+def test_clips_of_a_store_give_the_same_view_as_padded_ones():
+    x, lengths = ragged([90, 64, 3])
+    rows = torch.cat([x[i, m, :length] for i, length in enumerate(lengths) for m in range(2)])
+    first = torch.tensor([[0, 90], [180, 244], [308, 311]])
+    draws = sample_draws(0, 0, keys(3), NTU_DRAWS)
+    for training in (True, False):
+        got = ntu_view(StoredClips(rows, first), lengths, training=training, draws=draws)
+        assert torch.equal(got, ntu_view(x, lengths, training=training, draws=draws))
 
 
 def test_an_empty_clip_gives_zeros():
@@ -275,6 +287,29 @@ def test_ucla_training_frames_are_evenly_likely_and_in_order():
     counts = (frames == 3).sum(1).double()
     expected = 52 * 0.05 * 0.95 * (2000 - 52) / (2000 - 1)
     assert abs(float(counts.var()) - expected) < 0.2
+
+
+def test_the_pool_is_drawn_from_as_by_floyds_algorithm_step_by_step():
+    """Small pools, where many draws meet a place that is taken."""
+    lengths = torch.tensor([1, 2, 3] * 100)
+    draws = sample_draws(1, 0, keys(300), 52)
+    got = _pool_sample(lengths, draws)
+    for i, length in enumerate(lengths.tolist()):
+        taken: list[int] = []
+        for step in range(52):
+            top = 100 * length - 52 + step
+            place = math.floor(float(draws[i, step] * (top + 1)))
+            taken.append(top if place in taken else place)
+        assert got[i].tolist() == [place // 100 for place in sorted(taken)]
+
+
+def test_more_frames_can_be_drawn_than_a_hundred_copies_hold():
+    x, lengths = ragged([1, 2], num_bodies=1, num_joints=20)
+    draws = sample_draws(0, 0, keys(2), ucla_num_draws(150))
+    view = ucla_view(x, lengths, num_frames=150, training=True, draws=draws)
+    assert view.shape == (2, 1, 150, 20, 3)
+    assert torch.isfinite(view).all()
+    assert (view[0] == view[0, :, :1]).all()
 
 
 def test_an_axis_without_extent_becomes_zero_not_nan():

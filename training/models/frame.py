@@ -51,9 +51,12 @@ def _prefers_convolution(x: Tensor) -> bool:
 
 def pointwise(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
     """A 1x1 convolution: weight (C_out, C_in) on x (B, C_in, V, T) -> (B, C_out, V, T / stride)."""
+    # Cut first: oneDNN's gradient of a strided 1x1 convolution writes outside its memory (torch
+    # 2.15, float32, channels last, few channels).
+    x = x[..., ::stride]
     if x.device.type == "cpu":
-        return F.conv2d(x, weight[:, :, None, None], stride=(1, stride))
-    return F.linear(x[..., ::stride].permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+        return F.conv2d(x, weight[:, :, None, None])
+    return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
 def batch_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None = None) -> Tensor:

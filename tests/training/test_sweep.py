@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from datasets_build.progress import SilentProgress
+from training import ensemble, evaluate, sweep, train
+from training.config import Stream, SweepConfig, TrainConfig, recipe_names
+from training.loop import NonFiniteLossError
+from training.sweep_plan import SWEEPS_FOLDER, plan_sweep, sweep_names
+from training.sweep_results import SweepSummary
+
+RECIPE = """
+[data]
+protocol = "ntu60-xsub"
+num_frames = 8
+[model]
+base_channels = 4
+switches = { num_subsets = 1 }
+[optim]
+name = "adamw"
+lr = 3e-3
+schedule = "cosine"
+warmup_epochs = 0
+[loop]
+epochs = 1
+batch_size = 24
+device = "cpu"
+num_threads = 1
+"""
+SWEEP = """
+title = "What GTA adds"
+recipe = "small.toml"
+published = "NTU60 X-Sub"
+[[rows]]
+name = "ltc"
+label = "without GTA"
+set = ["model.switches.temporal=ltc"]
+paper = 90.37
+[[rows]]
+name = "hglnet"
+"""
+Config = Callable[..., SweepConfig]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """test_evaluate.py looks at them; twenty more would take longer than the runs."""
+    for module in (evaluate, ensemble):
+        monkeypatch.setattr(module, "write_confusion_png", lambda *_: None)
+
+
+class Messages(SilentProgress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture
+def config(tmp_path: Path, dataset_folder: Path) -> Config:
+    """Makes a sweep of two small rows; `text` is its file's."""
+
+    def make(text: str = SWEEP, **changes: Any) -> SweepConfig:
+        (tmp_path / "small.toml").write_text(RECIPE)
+        (tmp_path / "mine.toml").write_text(text)
+        values = {
+            "sweep": str(tmp_path / "mine.toml"),
+            "dataset": dataset_folder,
+            "out": tmp_path / "out",
+        }
+        return SweepConfig.model_validate(values | changes)
+
+    return make
+
+
+def read(summary: SweepSummary) -> dict[str, Any]:
+    return json.loads((summary.folder / "sweep.json").read_text())
+
+
+def test_a_sweep_trains_scores_and_sums_every_row_stream_and_seed_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = ("joint", "bone-motion")
+    trained: list[str] = []
+    plain = train.run
+
+    def stopping(config: TrainConfig, progress: Any) -> Any:
+        trained.append(f"{config.out.parent.name}/{config.out.name}")
+        if len(trained) == 6:
+            raise KeyboardInterrupt
+        return plain(config, progress)
+
+    monkeypatch.setattr(train, "run", stopping)
+    settings = config(streams=streams, seeds=(0, 1))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(settings, SilentProgress())
+    # What is there after five runs: the whole of seed 0 with its ensembles, one run of seed 1.
+    record = json.loads((settings.out / "sweep.json").read_text())
+    assert len(record["runs"]) == 5
+    assert len(record["ensembles"]) == 4
+    assert record["table"][1]["cells"][1] is None
+    assert "5 of 8 runs" in (settings.out / "sweep.md").read_text()
+
+    trained.clear()
+    scored: list[Path] = []
+    plain_scoring = evaluate.run
+    monkeypatch.setattr(train, "run", plain)
+    monkeypatch.setattr(
+        evaluate, "run", lambda c, progress: scored.append(c.run) or plain_scoring(c, progress)
+    )
+    messages = Messages()
+    summary = sweep.run(settings, messages)
+    assert messages.texts[0] == "5 of 8 runs are already trained"
+    assert len(scored) == 3, "evaluations of the present weights are kept"
+    assert [run.name for run in summary.runs] == [
+        f"{row}, {stream}, seed {seed}"
+        for seed in (0, 1)
+        for row in ("ltc", "hglnet")
+        for stream in streams
+    ]
+    _check_files(summary)
+
+
+def _check_files(summary: SweepSummary) -> None:
+    record = read(summary)
+    assert record["environment"]["packages"]["torch"]
+    assert (record["dataset"], record["protocol"]) == ("small", "ntu60-xsub")
+    run = record["runs"][0]
+    own = json.loads((summary.folder / run["folder"] / "metrics.json").read_text())
+    assert run["folder"] == "ltc/joint-seed0"
+    assert run["reached"]["top1"] == own["top1"]
+    assert run["epochs"] == 1
+    settings = json.loads((summary.folder / run["folder"] / "config.json").read_text())["settings"]
+    assert settings["model"]["switches"] == {"num_subsets": 1, "temporal": "ltc"}
+    sums = [(sum_["row"], sum_["seed"], sum_["weights"]) for sum_ in record["ensembles"]]
+    equal, fixed = {"joint": 1.0, "bone-motion": 1.0}, {"joint": 1.5, "bone-motion": 1.0}
+    assert len(sums) == 8
+    for row in ("ltc", "hglnet"):
+        for seed in (0, 1):
+            assert (row, seed, equal) in sums
+            assert (row, seed, fixed) in sums
+    columns, rows = summary.table()
+    assert columns == [
+        "row",
+        "stream",
+        "seed 0",
+        "seed 1",
+        "mean",
+        "std",
+        "published (NTU60 X-Sub)",
+    ]
+    assert [row[1] for row in rows[:4]] == [
+        "joint",
+        "bone-motion",
+        *(r[0] for r in sweep.RULES.values()),
+    ]
+    assert [row[-1] for row in rows] == ["90.37", "", "", "", "", "", "", ""]
+    assert rows[0][0] == "without GTA"
+    first = [run.reached.top1 for run in summary.runs if run.row == "ltc" and run.stream == "joint"]
+    assert rows[0][4] == f"{50 * sum(first):.2f}"
+    assert "| without GTA | joint |" in (summary.folder / "sweep.md").read_text()
+    with (summary.folder / "sweep.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 8 + 8
+    assert float(lines[0]["top1"]) == own["top1"]
+
+
+def test_an_evaluation_of_other_weights_or_data_is_made_anew(config: Config) -> None:
+    settings = config(text=SWEEP.split("[[rows]]")[0] + '[[rows]]\nname = "hglnet"\n')
+    summary = sweep.run(settings, SilentProgress())
+    path = summary.runs[0].folder / "metrics.json"
+    true = json.loads(path.read_text())
+    for key in ("weights_sha256", "dataset_fingerprint", "protocol"):
+        path.write_text(json.dumps(true | {key: "another", "top1": 0.125}))
+        again = sweep.run(settings, SilentProgress())
+        assert again.runs[0].reached == summary.runs[0].reached, key
+        assert json.loads(path.read_text()) == true
+
+
+def test_a_run_that_fails_stands_in_the_table_and_the_others_go_on(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train.run
+
+    def failing(config: TrainConfig, progress: Any) -> Any:
+        if config.out.parent.name == "ltc" and config.data.stream == "joint":
+            raise NonFiniteLossError("the loss is not finite at step 3")
+        return plain(config, progress)
+
+    monkeypatch.setattr(train, "run", failing)
+    summary = sweep.run(config(streams=("joint", "bone")), SilentProgress())
+    assert [run.name for run in summary.failures] == ["ltc, joint, seed 0"]
+    assert summary.failures[0].problem == "the loss is not finite at step 3"
+    assert "NonFiniteLossError" in read(summary)["runs"][0]["traceback"]
+    cells = [row[2] for row in summary.table()[1]]
+    assert cells[0] == "failed"
+    assert cells[2] == "-", "no sum without all streams"
+    # two positions have the same weight under both rules: one ensemble
+    assert [(sum_.row, sum_.rule) for sum_ in summary.ensembles] == [
+        ("hglnet", "ensemble, equal weights")
+    ]
+    text = (summary.folder / "sweep.md").read_text()
+    assert "Failed: ltc, joint, seed 0: the loss is not finite at step 3" in text
+
+
+def test_runs_side_by_side_are_in_the_table_and_one_that_fails_ends_no_other(
+    config: Config,
+) -> None:
+    wrong = SWEEP + 'set = ["loop.batch_size=1000"]\n'
+    summary = sweep.run(config(wrong, jobs=2), SilentProgress())
+    right, failed = summary.runs
+    assert right.reached is not None
+    assert (right.folder / "metrics.json").is_file()
+    assert "fewer than loop.batch_size 1000" in failed.problem
+    assert read(summary)["table"][1]["cells"] == ["failed"]
+
+
+def test_the_command_prints_the_table_and_exits_1_where_a_run_failed(config: Config) -> None:
+    settings = config(text=SWEEP.replace("model.switches.temporal=ltc", "loop.batch_size=1000"))
+    arguments = ["sweep", settings.sweep, "--data", str(settings.dataset), "--out"]
+    done = CliRunner().invoke(app, [*arguments, str(settings.out), "--json"])
+    assert done.exit_code == 1
+    table = json.loads(done.stdout)["table"]
+    assert table[0]["cells"] == ["failed"]
+    assert 0 <= table[1]["cells"][0] <= 1
+    done = CliRunner().invoke(app, [*arguments, str(settings.out)], env={"COLUMNS": "160"})
+    assert done.exit_code == 1
+    assert "published (NTU60 X-Sub)" in done.stdout
+    assert "Failed: ltc, joint, seed 0: " in done.stdout
+    wrong = CliRunner().invoke(app, [*arguments, str(settings.out), "--streams", "bones"])
+    assert wrong.exit_code == 2
+
+
+def test_a_recipe_is_a_sweep_of_one_row(config: Config, tmp_path: Path) -> None:
+    plan = plan_sweep(config(sweep=str(config().sweep).replace("mine", "small"), streams=("all",)))
+    assert [run.row for run in plan.runs] == ["small"] * 6
+    assert plan.streams == get_args(Stream)
+    assert plan.runs[1].config.out == tmp_path / "out" / "small" / "bone-seed0"
+    assert not plan.published
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"streams": ("joint", "bones")}, "stream 'bones' is not known; did you mean 'bone'"),
+        ({"seeds": (1, 1)}, "named twice"),
+        ({"sweep": "table4"}, "did you mean 'table-4'"),
+        (
+            {"text": SWEEP.replace("paper", "papr")},
+            r"rows\.0\.papr: no such key; did you mean 'paper'",
+        ),
+        ({"text": SWEEP.replace("temporal", "tempral")}, "did you mean 'temporal'"),
+        ({"text": SWEEP.replace("model.s", "modl.s")}, r"row 'ltc'(.|\n)*did you mean 'model'"),
+        ({"text": SWEEP.replace('"hglnet"', '"ltc"')}, "the name 'ltc' is given twice"),
+        ({"text": SWEEP.replace("published", "#")}, "which task"),
+        (
+            {"assignments": ("model.switches.temporal=gta",)},
+            "row 'ltc' sets model.switches.temporal",
+        ),
+        ({"assignments": ("data.stream=bone",)}, "told that by --streams"),
+        ({"protocol": "ntu60-xsubs"}, "ntu60-xsub"),
+    ],
+)
+def test_a_users_mistake_is_a_sentence_before_anything_is_trained(
+    config: Config, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        sweep.run(config(**changes), SilentProgress())
+    assert not config().out.exists()
+
+
+def test_stream_and_seed_stand_in_for_themselves_in_assignments(config: Config) -> None:
+    given = ("method.init_from=stage0/{stream}-seed{seed}",)
+    plan = plan_sweep(config(assignments=given, streams=("joint", "bone"), seeds=(3,)))
+    starts = [run.config.method.init_from for run in plan.runs]
+    assert starts[:2] == [Path("stage0/joint-seed3"), Path("stage0/bone-seed3")]
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_a_shipped_sweep_has_rows_of_models_and_switches_that_exist(name: str) -> None:
+    from datasets_build.joints import skeleton_named
+    from training.build import build_model
+
+    assert name not in recipe_names()
+    plan = plan_sweep(SweepConfig(sweep=name, dataset=Path("data"), out=Path("out")))
+    skeleton = skeleton_named("ucla-20" if "nw-ucla" in name else "ntu-25")
+    assert plan.published == "NTU60 X-Sub"
+    assert plan.streams == ("joint",)
+    built = []
+    for run in plan.runs:
+        narrow = run.config.model.model_copy(update={"base_channels": 8})
+        built.append(str(build_model(narrow, num_classes=10, skeleton=skeleton)))
+    assert len(set(built)) == len(built), "each row is another network"
+    text = (SWEEPS_FOLDER / f"{name}.toml").read_text()
+    for word in (f"hoc sweep {name}", "Hardware", "Expected"):
+        assert word in text

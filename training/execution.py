@@ -1,0 +1,68 @@
+"""How steps are executed: processes, precision, and whether the encoder is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from training.config import LoopConfig
+from training.methods.method import Method
+
+
+def make_accelerator(config: LoopConfig, device: torch.device) -> Accelerator:
+    """An Accelerator for this run; one process, or the one of several that `torchrun` started.
+
+    Raises:
+        ValueError: the batch cannot be parted over the processes, or the device has no fp16.
+    """
+    if config.mixed_precision == "fp16" and device.type == "cpu":
+        raise ValueError("loop.mixed_precision fp16 is for GPUs; use bf16 or no on device cpu")
+    # Accelerate remembers the first precision and device of a process; a second run in the same
+    # process (a notebook, a test, a sweep) has its own.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation,
+    )
+    parts = accelerator.num_processes * config.accumulation
+    if config.batch_size % parts:
+        raise ValueError(
+            f"loop.batch_size {config.batch_size} cannot be parted over "
+            f"{accelerator.num_processes} processes x {config.accumulation} accumulated parts; "
+            f"give a multiple of {parts}"
+        )
+    return accelerator
+
+
+def compile_encoder(method: Method, mode: str) -> None:
+    """Have torch.compile make one graph of the encoder's training pass, in place.
+
+    The loss around it has Python parts (captions, metrics) that would break the graph. Evaluation
+    stays as it is: its last batch is smaller, and another shape or mode would be another
+    compilation, for a small share of the time.
+
+    Args:
+        method: with an `encoder` that has forward_features.
+        mode: of torch.compile.
+
+    Raises:
+        ValueError: the method has no such encoder.
+    """
+    encoder: Any = getattr(method, "encoder", None)
+    if not hasattr(encoder, "forward_features"):
+        raise ValueError(
+            f"{type(method).__name__} has no encoder that can be compiled; use loop.compile = no"
+        )
+    plain = encoder.forward_features
+    compiled = torch.compile(plain, dynamic=False, mode=mode)
+
+    def forward_features(x: Tensor) -> Tensor:
+        features: Tensor = compiled(x) if encoder.training else plain(x)
+        return features
+
+    encoder.forward_features = forward_features

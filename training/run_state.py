@@ -1,0 +1,126 @@
+"""What training changes: weights, optimiser, average, gradient scaler and the step reached.
+
+A run saves it as a checkpoint and goes on from one; with the same recipe and data the step alone
+tells the place in the epoch, and all that a step draws follows from its number (seeding.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import (
+    Checkpoint,
+    has_checkpoint,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
+from training.config import LoopConfig, OptimConfig
+from training.methods.method import Method, copy_state
+from training.optim import AveragedWeights, make_optimizer
+
+_RAW = "weights/"  # prefix of the weights that are trained, where the average is what is evaluated
+
+
+class RunState:
+    """The trained things of one run.
+
+    Attributes:
+        method: on its device; its tensors are changed in place.
+        optimizer: not yet wrapped by accelerate.
+        average: the averaged weights; None without.
+        step: finished optimiser steps.
+        metrics: the last training metrics, as logged.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        optim: OptimConfig,
+        loop: LoopConfig,
+        scaler: torch.amp.GradScaler | None,
+    ) -> None:
+        """The state before the first step.
+
+        Args:
+            method: on its device.
+            optim: optimiser.
+            loop: whether weights are averaged.
+            scaler: accelerate's, in fp16.
+        """
+        self.method = method
+        self.scaler = scaler
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.optimizer = make_optimizer(method.param_groups(optim), optim)
+        self.average = (
+            None
+            if loop.ema_decay is None
+            else AveragedWeights(method.saved_state(), loop.ema_decay)
+        )
+
+    def save(self, folder: Path, *, epochs: int, request: Mapping[str, Any]) -> None:
+        """Replace the checkpoint of a run folder.
+
+        Args:
+            folder: the run folder.
+            epochs: finished epochs.
+            request: what decides the weights.
+
+        Raises:
+            OSError: it could not be written; the old one stays whole.
+        """
+        state, optimizer = pack_optimizer(self.optimizer)
+        weights = self.method.saved_state()
+        numbers: dict[str, Any] = {"optimizer": optimizer, "metrics": self.metrics}
+        if self.scaler is not None:
+            numbers["scaler"] = self.scaler.state_dict()
+        if self.average is not None:
+            state |= {f"{_RAW}{name}": value for name, value in weights.items()}
+            weights = self.average.tensors
+            numbers["num_average_updates"] = self.average.num_updates
+        save_checkpoint(folder, Checkpoint(epochs, self.step, request, weights, state, numbers))
+
+    def restore(self, folder: Path) -> None:
+        """Become the state of a run folder's checkpoint; without one nothing changes.
+
+        Raises:
+            ValueError: it is damaged or belongs to another model.
+        """
+        if not has_checkpoint(folder):
+            return
+        saved = load_checkpoint(folder)
+        weights = saved.weights
+        if self.average is not None:
+            copy_state(self.average.tensors, weights, what="the checkpoint")
+            self.average.num_updates = saved.numbers["num_average_updates"]
+            weights = {
+                key.removeprefix(_RAW): value
+                for key, value in saved.state.items()
+                if key.startswith(_RAW)
+            }
+        self.method.load_saved_state(weights)
+        unpack_optimizer(self.optimizer, saved.state, saved.numbers["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved.numbers["scaler"])
+        self.step, self.metrics = saved.step, saved.numbers.get("metrics", {})
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the method has the averaged weights, if there are any."""
+        if self.average is None:
+            yield
+            return
+        raw = {name: value.clone() for name, value in self.method.saved_state().items()}
+        self.method.load_saved_state(self.average.tensors)
+        try:
+            yield
+        finally:
+            self.method.load_saved_state(raw)

@@ -1,0 +1,239 @@
+"""A table of runs: rows x streams x seeds are trained, scored and summed. `run` is `hoc sweep`.
+
+OUT/ROW/STREAM-seedK are run folders as `hoc train` writes them, OUT/ROW/ensemble-RULE-seedK what
+`hoc ensemble` writes; sweep.json, sweep.csv and sweep.md are replaced after every run that ends. A
+stopped sweep goes on with the same command: finished runs are found, begun ones resumed. A run that
+fails stands in the table with its sentence, and the others go on.
+
+Ensembles: equal weights, and one rule fixed beforehand, positions 1.5 and motions 1 (protocols.md
+section 8). Nothing is searched.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from datasets_build.dataset import SkeletonDataset, open_dataset
+from datasets_build.manifest import environment, read_json, sha256_file
+from datasets_build.progress import Progress, SilentProgress
+from training import ensemble, evaluate, train
+from training.build import build_model, pick_device
+from training.checkpoint import LAST, MODEL_FILE, read_request
+from training.config import EnsembleConfig, EvaluateConfig, SweepConfig
+from training.loop import NonFiniteLossError
+from training.seeding import seeded
+from training.side_by_side import side_by_side
+from training.streams import is_motion
+from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
+from training.sweep_results import EnsembleResult, Reached, RunResult, SweepSummary
+
+# In folder names and in words; weights of position and of motion streams.
+RULES = {
+    "equal": ("ensemble, equal weights", 1.0, 1.0),
+    "fixed": ("ensemble, positions 1.5, motions 1", 1.5, 1.0),
+}
+
+
+def run(config: SweepConfig, progress: Progress) -> SweepSummary:
+    """Train, score and sum every run of a sweep that is not there yet.
+
+    Args:
+        config: which sweep, data, streams and seeds.
+        progress: told of every run.
+
+    Raises:
+        ValueError: a recipe, a switch or the protocol is wrong; before anything is trained.
+        FileNotFoundError: the data set or a recipe is not there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a sweep was started by torchrun; start it plainly, with --jobs N for N runs at a time"
+        )
+    plan = plan_sweep(config)
+    dataset = open_dataset(config.dataset)
+    protocols = _checked(plan, dataset)
+    sweep = _Sweep(config, plan, dataset, ", ".join(protocols))
+    sweep.run(progress)
+    return sweep.summary()
+
+
+class _Sweep:
+    """The results of one call of `run`, in the order in which they came."""
+
+    def __init__(
+        self, config: SweepConfig, plan: SweepPlan, dataset: SkeletonDataset, protocol: str
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.dataset = dataset
+        self.protocol = protocol
+        self.environment = environment()
+        self.results: dict[Path, RunResult] = {}
+        self.ensembles: dict[Path, EnsembleResult] = {}
+
+    def run(self, progress: Progress) -> None:
+        """Runs that are finished first, so that the table has them; then the others."""
+        runs = self.plan.runs
+        finished = [run for run in runs if (run.config.out / train.SUMMARY_FILE).is_file()]
+        left = [run for run in runs if run not in finished]
+        if finished:
+            progress.message(f"{len(finished)} of {len(runs)} runs are already trained")
+        for planned in finished:
+            self._take(measure(planned, SilentProgress()), progress)
+        if self.config.jobs > 1 and len(left) > 1:
+            self._side_by_side(left, progress)
+            return
+        for planned in left:
+            progress.message(f"[{len(self.results) + 1}/{len(runs)}] {planned}")
+            result = measure(planned, progress)
+            progress.finish()
+            self._take(result, progress)
+
+    def summary(self) -> SweepSummary:
+        """What there is so far, in the order of the plan."""
+        results = [self.results.get(planned.config.out) for planned in self.plan.runs]
+        return SweepSummary(
+            folder=self.config.out,
+            plan=self.plan,
+            dataset=self.dataset.name,
+            dataset_fingerprint=self.dataset.fingerprint,
+            protocol=self.protocol,
+            environment=self.environment,
+            runs=tuple(result for result in results if result is not None),
+            ensembles=tuple(self.ensembles.values()),
+        )
+
+    def _side_by_side(self, left: Sequence[PlannedRun], progress: Progress) -> None:
+        progress.start("sweep", len(left), unit="runs")
+        with closing(side_by_side(measure, left, jobs=self.config.jobs)) as events:
+            for event in events:
+                planned = left[event.number]
+                if event.kind == "advance" and event.note:
+                    progress.advance(0, note=f"{planned}: {event.note}")
+                elif event.kind == "message":
+                    progress.message(f"{planned}: {event.value}")
+                elif event.kind == "done":
+                    self._take(event.value, progress)
+                    progress.advance(num_failed=event.value.reached is None)
+                elif event.kind == "failed":  # its process was killed
+                    self._take(_failed(planned, event.value), progress)
+                    progress.advance(num_failed=1)
+        progress.finish()
+
+    def _take(self, result: RunResult, progress: Progress) -> None:
+        self.results[result.folder] = result
+        if result.reached is None:
+            progress.message(f"{result.name} failed: {result.problem}")
+        else:
+            progress.message(f"{result.name}: {result.reached.top1:.2%}")
+            self._ensembles(result)
+        self.summary().write()
+
+    def _ensembles(self, result: RunResult) -> None:
+        """Sum the streams of a row and seed, where this was the last one."""
+        group = [
+            self.results.get(planned.config.out)
+            for planned in self.plan.runs
+            if (planned.row, planned.seed) == (result.row, result.seed)
+        ]
+        members = [member for member in group if member is not None and member.reached is not None]
+        if len(members) < max(2, len(group)):
+            return
+        num_motions = sum(is_motion(member.stream) for member in members)
+        for key, (rule, position, motion) in RULES.items():
+            if key != "equal" and num_motions in (0, len(members)):
+                continue  # the same weights for all
+            weights = {m.stream: motion if is_motion(m.stream) else position for m in members}
+            folder = self.config.out / result.row / f"ensemble-{key}-seed{result.seed}"
+            settings = EnsembleConfig(
+                runs=tuple(member.folder for member in members),
+                weights=None if key == "equal" else tuple(weights.values()),
+                out=folder,
+            )
+            found = ensemble.run(settings, SilentProgress()).accuracy
+            reached = Reached(found.top1, found.top5, found.mean_class)
+            self.ensembles[folder] = EnsembleResult(
+                result.row, result.seed, rule, weights, folder, reached
+            )
+
+
+def measure(planned: PlannedRun, progress: Progress) -> RunResult:
+    """Train and score one run, or find it trained and scored; an error becomes part of the result.
+
+    Args:
+        planned: which run.
+        progress: told of every logged step and scored batch.
+    """
+    config = planned.config
+    try:
+        if config.loop.compile != "no":
+            torch.compiler.reset()  # its limit on recompilations counts over all runs of a process
+        trained = train.run(config, progress)
+        reached = _scored_before(config.out)
+        if reached is None:
+            settings = EvaluateConfig(run=config.out, device=config.loop.device)
+            found = evaluate.run(settings, progress).accuracy
+            reached = Reached(found.top1, found.top5, found.mean_class)
+    except Exception as error:
+        return _failed(planned, error)
+    return RunResult(
+        planned.row,
+        planned.stream,
+        planned.seed,
+        config.out,
+        reached=reached,
+        epochs=trained.epochs,
+        train_seconds=trained.seconds,
+        samples_per_s=trained.samples_per_s,
+    )
+
+
+def _failed(planned: PlannedRun, error: Exception) -> RunResult:
+    is_sentence = isinstance(error, (ValueError, OSError, RuntimeError, NonFiniteLossError))
+    return RunResult(
+        planned.row,
+        planned.stream,
+        planned.seed,
+        planned.config.out,
+        problem=str(error) if is_sentence else f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def _scored_before(folder: Path) -> Reached | None:
+    """The test accuracies in a run folder, where they are of its present weights and own data."""
+    path = evaluate.metrics_file(folder, "test")
+    if not path.is_file() or not evaluate.scores_file(folder, "test").is_file():
+        return None
+    found = read_json(path, made_by="hoc evaluate")
+    _, request = read_request(folder)
+    now = {
+        "weights_sha256": sha256_file(folder / LAST / MODEL_FILE),
+        "dataset_fingerprint": request["dataset_fingerprint"],
+        "protocol": request["protocol"],
+    }
+    if any(found.get(key) != value for key, value in now.items()):
+        return None
+    return Reached(found["top1"], found["top5"], found["mean_class"])
+
+
+def _checked(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
+    """Names of the protocols; every row's model can be built and every device is there.
+
+    Raises:
+        ValueError: a protocol, model, switch or device is not known or not there.
+    """
+    names = []
+    for row in plan.rows:
+        config = next(planned.config for planned in plan.runs if planned.row == row.name)
+        pick_device(config.loop.device)
+        names.append(dataset.protocol(config.data.protocol).name)
+        with seeded(0, "not trained"):
+            build_model(config.model, num_classes=dataset.num_classes, skeleton=dataset.skeleton)
+    return list(dict.fromkeys(names))

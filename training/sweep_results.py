@@ -1,0 +1,261 @@
+"""What the runs of a sweep reached: the table, and sweep.json, sweep.csv and sweep.md.
+
+Accuracies are of the last epoch on the test split, in percent where people read them. The spread
+is the standard deviation over seeds (n - 1).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets_build.manifest import write_bytes_atomic, write_json
+from training.sweep_plan import SweepPlan
+
+JSON_FILE, CSV_FILE, MARKDOWN_FILE = "sweep.json", "sweep.csv", "sweep.md"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Accuracies on the test split, as shares.
+
+    Attributes:
+        top1: right at the first place.
+        top5: right among the first five.
+        mean_class: mean over classes of top1.
+    """
+
+    top1: float
+    top5: float
+    mean_class: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How one run of a sweep ended.
+
+    Attributes:
+        row: the row's name.
+        stream: its input.
+        seed: its seed.
+        folder: the run folder.
+        reached: its accuracies; None where it failed.
+        epochs: epochs of the scored weights.
+        train_seconds: wall time of the start that finished the training.
+        samples_per_s: training rate of that start.
+        problem: the sentence of what stopped it; empty where nothing did.
+        traceback: where it was stopped.
+    """
+
+    row: str
+    stream: str
+    seed: int
+    folder: Path
+    reached: Reached | None = None
+    epochs: int = 0
+    train_seconds: float = 0.0
+    samples_per_s: float = 0.0
+    problem: str = ""
+    traceback: str = ""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.row}, {self.stream}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class EnsembleResult:
+    """The summed scores of a row's streams.
+
+    Attributes:
+        row: the row's name.
+        seed: of all its runs.
+        rule: the weights in words.
+        weights: of every stream.
+        folder: where its files are.
+        reached: its accuracies.
+    """
+
+    row: str
+    seed: int
+    rule: str
+    weights: dict[str, float]
+    folder: Path
+    reached: Reached
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        row: the row's name.
+        label: what the table calls it.
+        what: the stream, or the ensemble's rule.
+        cells: for every seed the top-1 share, "failed", or None where it has not run yet.
+        published: top-1 in percent, of the plan's published task; None where there is none.
+    """
+
+    row: str
+    label: str
+    what: str
+    cells: tuple[float | str | None, ...]
+    published: float | None = None
+
+    @property
+    def _values(self) -> list[float]:
+        return [cell for cell in self.cells if isinstance(cell, float)]
+
+    @property
+    def mean(self) -> float | None:
+        """Over the seeds that are there."""
+        return statistics.fmean(self._values) if self._values else None
+
+    @property
+    def std(self) -> float | None:
+        """Over the seeds that are there; None for fewer than two."""
+        return statistics.stdev(self._values) if len(self._values) > 1 else None
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What a sweep reached so far.
+
+    Attributes:
+        folder: of all runs and of the table.
+        plan: what it is made of.
+        dataset: name of the data set.
+        dataset_fingerprint: identifies its content.
+        protocol: the split rule; several names where the recipes differ.
+        environment: versions, platform and git commit.
+        runs: those that ended, in the order of the plan.
+        ensembles: of the rows and seeds whose streams all ended well.
+    """
+
+    folder: Path
+    plan: SweepPlan
+    dataset: str
+    dataset_fingerprint: str
+    protocol: str
+    environment: dict[str, Any]
+    runs: tuple[RunResult, ...]
+    ensembles: tuple[EnsembleResult, ...]
+
+    @property
+    def failures(self) -> tuple[RunResult, ...]:
+        """Runs that were stopped by an error."""
+        return tuple(run for run in self.runs if run.reached is None)
+
+    def lines(self) -> list[Line]:
+        """The table, row by row: its streams, then its ensembles."""
+        plan = self.plan
+        found: dict[tuple[str, str, int], float | str] = {
+            (run.row, run.stream, run.seed): run.reached.top1 if run.reached else "failed"
+            for run in self.runs
+        }
+        found |= {(sum_.row, sum_.rule, sum_.seed): sum_.reached.top1 for sum_ in self.ensembles}
+        rules = list(dict.fromkeys(sum_.rule for sum_ in self.ensembles))
+        return [
+            Line(
+                row.name,
+                row.label or row.name,
+                what,
+                tuple(found.get((row.name, what, seed)) for seed in plan.seeds),
+                row.paper if what == plan.published_stream else None,
+            )
+            for row in plan.rows
+            for what in (*plan.streams, *rules)
+        ]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column names, and the lines as texts; the first two columns are no numbers."""
+        plan = self.plan
+        columns = ["row", "stream", *(f"seed {seed}" for seed in plan.seeds)]
+        if len(plan.seeds) > 1:
+            columns += ["mean", "std"]
+        if plan.published:
+            columns.append(f"published ({plan.published})")
+        rows = []
+        for line in self.lines():
+            cells = [line.label, line.what, *map(_percent, line.cells)]
+            if len(plan.seeds) > 1:
+                cells += [_percent(line.mean), _percent(line.std)]
+            if plan.published:
+                cells.append("" if line.published is None else f"{line.published:.2f}")
+            rows.append(cells)
+        return columns, rows
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        lines = [asdict(line) | {"mean": line.mean, "std": line.std} for line in self.lines()]
+        return {
+            "sweep": self.plan.name,
+            "title": self.plan.title,
+            "dataset": self.dataset,
+            "dataset_fingerprint": self.dataset_fingerprint,
+            "protocol": self.protocol,
+            "streams": list(self.plan.streams),
+            "seeds": list(self.plan.seeds),
+            "published": self.plan.published,
+            "weights": "last epoch",
+            "num_planned": len(self.plan.runs),
+            "environment": self.environment,
+            "table": lines,
+            "runs": [asdict(run) | {"folder": self._place(run)} for run in self.runs],
+            "ensembles": [asdict(sum_) | {"folder": self._place(sum_)} for sum_ in self.ensembles],
+        }
+
+    def paths(self) -> dict[str, Path]:
+        """The files of `write` by name."""
+        return {name: self.folder / name for name in (MARKDOWN_FILE, CSV_FILE, JSON_FILE)}
+
+    def write(self) -> None:
+        """Replace sweep.md, sweep.csv and sweep.json."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = self.paths()
+        write_bytes_atomic(paths[MARKDOWN_FILE], self._markdown().encode())
+        write_bytes_atomic(paths[CSV_FILE], self._csv().encode())
+        write_json(paths[JSON_FILE], self.as_json())
+
+    def _place(self, result: RunResult | EnsembleResult) -> str:
+        """Its folder below the sweep's, so that the files stay true when all is moved."""
+        return result.folder.relative_to(self.folder).as_posix()
+
+    def _markdown(self) -> str:
+        columns, rows = self.table()
+        marks = ["---", "---", *("---:" for _ in columns[2:])]
+        commit = self.environment["git_commit"] or "unknown"
+        notes = [
+            f"Data set {self.dataset}, protocol {self.protocol}; top-1 in %, last epoch; "
+            f"{len(self.runs)} of {len(self.plan.runs)} runs ended; commit {commit}."
+        ]
+        notes += [f"Failed: {run.name}: {' '.join(run.problem.split())}" for run in self.failures]
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, marks, *rows))
+        return "\n\n".join([f"## {self.plan.title}", table, *notes]) + "\n"
+
+    def _csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["row", "stream", "seed", "top1", "top5", "mean_class", "epochs", "folder",
+                         "problem"])  # fmt: skip
+        for run in self.runs:
+            cells = [run.row, run.stream, run.seed, *_shares(run.reached)]
+            writer.writerow([*cells, run.epochs, self._place(run), run.problem])
+        for sum_ in self.ensembles:
+            cells = [sum_.row, sum_.rule, sum_.seed, *_shares(sum_.reached)]
+            writer.writerow([*cells, "", self._place(sum_), ""])
+        return out.getvalue()
+
+
+def _shares(reached: Reached | None) -> Sequence[float | str]:
+    return ("", "", "") if reached is None else (reached.top1, reached.top5, reached.mean_class)
+
+
+def _percent(value: float | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{100 * value:.2f}"
