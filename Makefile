@@ -59,7 +59,8 @@ types: $(INSTALLED)
 
 # Names and versions only, for every platform; no index addresses.
 lock:
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+	  --extra dev --extra onnx --extra ray --extra tensorboard \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
 	  pyproject.toml -o requirements.lock
 

@@ -115,8 +115,12 @@ def load_run(
         best = read_best(folder)
         tensors, path, epochs, label = load_best(folder), best.path, best.epoch, best.label
     else:
-        tensors, path, label = load_weights(folder), model_path(folder), "last epoch"
+        tensors, path = load_weights(folder), model_path(folder)
         epochs, _ = read_request(folder)
+        planned = record.config.loop.epochs
+        label = "last epoch"
+        if epochs != planned:
+            label = f"unfinished run: {epochs} of {planned} epochs are done"
     data = open_dataset(dataset or record.config.data.dataset)
     record.check_dataset(data)
     chosen = data.protocol(protocol or record.config.data.protocol)
@@ -170,7 +174,7 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
     write_scores(files[0], store.sample_ids, store.labels, scores)
     write_confusion_csv(files[2], matrix, names)
     title = f"{data.stream}, {loaded.protocol.name} {split}: {measured.top1:.1%}"
-    if config.weights == "best":
+    if loaded.weights != "last epoch":
         title += f"\n{loaded.weights}"
     write_confusion_png(files[3], matrix, names, title)
     # Last: what it says of the weights holds for all four files.

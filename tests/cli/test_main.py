@@ -36,7 +36,14 @@ def test_every_command_has_a_help_that_explains_each_option(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/captioning.md", "docs/datasets.md", "docs/own-recordings.md"]
+    "page",
+    [
+        "README.md",
+        "docs/captioning.md",
+        "docs/datasets.md",
+        "docs/own-recordings.md",
+        "docs/training.md",
+    ],
 )
 def test_documented_commands_are_commands_with_those_options(page: str) -> None:
     """Every `hoc ...` line in a page's code blocks names existing commands and options."""

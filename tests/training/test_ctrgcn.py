@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's users know
 
 from datasets_build.joints import SKELETONS, skeleton_named
 from training.graph import adjacency
+from training.models import frame
 from training.models.ctrgcn import CTRGCN, ChannelTopology
 from training.models.frame import by_subset
 
@@ -291,9 +292,17 @@ def test_a_checkpoint_of_another_model_is_refused_by_name():
         CTRGCN.from_original({**state, "l11.extra": torch.zeros(1)}, skeleton="ucla-20")
     with pytest.raises(ValueError, match="does not fit layout ntu-25 with 25 joints"):
         CTRGCN.from_original(state, skeleton="ntu-25")
-    wrong = {**state, "l2.gcn1.bn.weight": torch.ones(9)}
-    with pytest.raises(ValueError, match="belongs to another model"):
-        CTRGCN.from_original(wrong, skeleton="ucla-20")
+    for name, wrong in (
+        ("l2.gcn1.bn.weight", torch.ones(9)),
+        ("l1.gcn1.bn.weight", torch.ones(9)),
+        ("l4.gcn1.alpha", torch.ones(2)),
+        ("l4.gcn1.convs.1.conv1.weight", torch.ones(3, 8, 1, 1)),
+        ("l6.tcn1.branches.3.0.weight", torch.ones(4, 16)),
+        ("l6.tcn1.branches.3.1.running_mean", torch.ones(3)),
+    ):
+        with pytest.raises(ValueError, match="belongs to another model") as caught:
+            CTRGCN.from_original({**state, name: wrong}, skeleton="ucla-20")
+        assert name.split(".")[0] in str(caught.value)
 
 
 # --- a model's usual duties ---
@@ -313,7 +322,9 @@ def test_the_sizes_are_the_originals_less_the_biases_that_cancel():
     ):
         model = CTRGCN(classes, layout)
         cancelled = sum(
-            len(block.temporal.inner) + 3 * block.temporal.branch + len(block.spatial.relation_bias)
+            len(block.temporal.inner)
+            + 3 * block.temporal.branch_channels
+            + len(block.spatial.relation_bias)
             for block in model.blocks
         )
         cancelled += sum(
@@ -382,6 +393,27 @@ def test_weights_by_subset_leave_subsets_apart():
             torch.testing.assert_close(matrix[c * 3 + k], row.flatten())
 
 
-def test_a_batch_of_other_joints_is_refused():
+def test_batches_and_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"25 joints.*ucla-20"):
         small()(torch.zeros(1, 1, 8, 25, 3))
+    for shape in ((1, 8, 20, 3), (0, 1, 8, 20, 3)):
+        with pytest.raises(ValueError, match=r"give skeletons \(N, M, T, V, C\)"):
+            small()(torch.zeros(shape))
+    for changes in ({"num_bodies": 0}, {"num_classes": 0}, {"in_channels": -1}):
+        with pytest.raises(ValueError, match="choose a whole number from 1"):
+            small(**changes)
+
+
+def test_the_forms_for_other_devices_give_the_same_values_and_gradients(monkeypatch):
+    x = skeletons("ucla-20", 1)
+    results = []
+    for is_cpu_form in (True, False):
+        model = small()
+        if not is_cpu_form:
+            monkeypatch.setattr(frame, "_prefers_convolution", lambda x: False)
+            monkeypatch.setattr(frame, "_is_on_cpu", lambda x: False)
+        logits = model(x)
+        F.cross_entropy(logits, torch.tensor([0, 3, 6])).backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters())])
+    for ours, other in zip(*results, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-5)

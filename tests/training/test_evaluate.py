@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from datasets_build.progress import SilentProgress
-from training import evaluate, train
+from training import evaluate, loop, train
 from training.best_epoch import save_best
 from training.checkpoint import load_weights, model_path
 from training.config import EvaluateConfig, TrainConfig
@@ -131,6 +131,24 @@ def test_results_of_the_best_epoch_have_files_of_their_own_and_say_how_it_was_ch
     scores = read_scores(trained / "scores-test-best-epoch.parquet")[2]
     assert (scores == scores[0]).all(), "the scores are those of the headless best weights"
     assert (trained / "metrics.json").read_bytes() == last
+
+
+def test_scores_of_a_run_that_is_not_finished_say_so(
+    recipe: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(loop={"epochs": 3})
+    train_epoch = loop._Fit._train_epoch
+
+    def stops_before_the_third(self: loop._Fit, epoch: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        train_epoch(self, epoch)
+
+    monkeypatch.setattr(loop._Fit, "_train_epoch", stops_before_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config, SilentProgress())
+    summary = evaluate.run(EvaluateConfig(run=config.out, device="cpu"), SilentProgress())
+    assert summary.weights == "unfinished run: 2 of 3 epochs are done"
 
 
 def test_the_command_scores_several_runs_and_shows_each_class(trained: Path) -> None:

@@ -167,7 +167,7 @@ def part_of(norm, channels):
 
 def reference_ltc(unit, y):
     """Eq. 9: four branches, each with maps and BNs of its own."""
-    s, b = unit.stride, unit.branch
+    s, b = unit.stride, unit.branch_channels
     inner = [
         torch.relu(part_of(unit.inner_norm, slice(i * b, (i + 1) * b))(pointwise(rows, y)))
         for i, rows in enumerate(unit.inner.split(b))
@@ -190,10 +190,10 @@ def reference_gta(unit, y):
     b = unit.output.shape[1]
     maps = torch.cat([pointwise(rows, y) for rows in unit.project.split(b)], dim=1)
     q, k, v = unit.project_norm(maps).split(b, dim=1)
-    d = b // unit.heads
+    d = b // unit.num_heads
     mixed = torch.zeros(B, b, V, T).to(y)
     for joint in range(V):
-        for h in range(unit.heads):
+        for h in range(unit.num_heads):
             c = slice(h * d, (h + 1) * d)
             energy = torch.einsum("bci,bcj->bij", q[:, c, joint], k[:, c, joint]) / d**0.5
             A_T = torch.tanh(energy) if unit.correlation == "tanh" else energy.softmax(-1)
@@ -376,6 +376,14 @@ def test_the_gates_of_the_topology_move_from_their_zero_start():
         assert torch.count_nonzero(gate.grad) > 0
 
 
+def test_gta_has_four_heads_where_they_are_wide_enough():
+    heads = {
+        channels: DHT(channels, stride=1, temporal="gta").num_heads
+        for channels in (8, 32, 48, 64, 80, 96, 256)
+    }
+    assert heads == {8: 1, 32: 2, 48: 2, 64: 4, 80: 4, 96: 4, 256: 4}
+
+
 def test_a_sample_does_not_depend_on_its_batch_in_eval():
     model = opened(small(skeleton="ntu-25"))
     x = skeletons(model, num=5)
@@ -431,6 +439,8 @@ def test_wrong_shapes_and_unknown_choices_are_refused():
         model(torch.zeros(1, 2, 8, 20, 3))
     with pytest.raises(ValueError, match="'gms'; choose one of ctr, lse, gsm, both"):
         small(spatial="gms")
+    with pytest.raises(ValueError, match="reduction is 0"):
+        small(reduction=0)
     with pytest.raises(ValueError, match="num_subsets is 2"):
         small(num_subsets=2)
     with pytest.raises(ValueError, match="multiple of 4"):

@@ -17,8 +17,9 @@ What is computed differently from how the original program computes it, with the
 - psi, phi, W and Theta of all subsets are one product each. A_k and b_k are further columns of the
   product that makes the topology.
 - Biases that the next batch normalisation cancels (those of the temporal and shortcut convolutions)
-  do not exist; of the biases of psi and phi, only their difference does. `from_original` moves the
-  former into the running means, so that its logits are the original's.
+  do not exist; of the biases of psi and phi, only their difference does (which SGD moves half as
+  far as two biases with opposite gradients). `from_original` moves the former into the running
+  means, so that its logits are the original's.
 """
 
 from __future__ import annotations
@@ -128,11 +129,20 @@ class CTRGCN(GraphNetwork):
             state_dict: tensors by the original's names (`l1.gcn1.convs.0.conv1.weight`, ...).
             skeleton: the joint layout that it was trained on.
 
+        On a GPU the logits are the original's to float32 only with
+        `torch.backends.cudnn.allow_tf32 = False`, which torch does not have by default.
+
         Raises:
             ValueError: tensors are missing, unknown or of another shape.
         """
         original = _Original(state_dict, skeleton_named(skeleton))
-        return original.convert(cls)
+        try:
+            return original.convert(cls)
+        except (RuntimeError, IndexError) as error:  # a tensor that does not fit its arithmetic
+            raise ValueError(
+                f"tensor {original.last!r} of the checkpoint has not the shape that CTR-GCN gives "
+                f"it ({error}); the checkpoint belongs to another model"
+            ) from None
 
 
 class _Original:
@@ -142,16 +152,21 @@ class _Original:
         self.tensors = {name.removeprefix("module."): t for name, t in state_dict.items()}
         self.layout = layout
         self.read: set[str] = set()
+        self.last = ""
 
     def take(self, name: str) -> Tensor:
         """A tensor by its name."""
         if name not in self.tensors:
             raise ValueError(
                 f"the checkpoint has no tensor {name!r}; give the state dict of a CTR-GCN model "
-                "as the original program saves it"
+                "as the original program saves it (not a file that wraps it)"
             )
+        tensor = self.tensors[name]
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name!r} of the checkpoint is no tensor but {type(tensor).__name__}")
         self.read.add(name)
-        return self.tensors[name].detach()
+        self.last = name
+        return tensor.detach()
 
     def convert(self, model_class: type[CTRGCN]) -> CTRGCN:
         """The model with these weights."""
@@ -170,7 +185,7 @@ class _Original:
             self.layout,
             num_bodies=num_bodies,
             in_channels=in_channels,
-            base_channels=len(self.take("l1.gcn1.bn.weight")),
+            base_channels=len(self.take("l1.gcn1.convs.0.conv3.weight")),
         )
         with torch.no_grad():
             self._norm("data_bn", model.data_norm)
@@ -198,7 +213,7 @@ class _Original:
     def _copy(self, own: Tensor, given: Tensor) -> None:
         if own.shape != given.shape:
             raise ValueError(
-                f"a tensor of shape {tuple(given.shape)} is where CTR-GCN has one of shape "
+                f"tensor {self.last!r} has shape {tuple(given.shape)} where CTR-GCN has "
                 f"{tuple(own.shape)}; the checkpoint belongs to another model"
             )
         own.copy_(given)
@@ -220,7 +235,7 @@ class _Original:
 
     def _spatial(self, name: str, own: nn.Module) -> None:
         assert isinstance(own, ChannelTopology)
-        convs = [f"{name}.convs.{k}" for k in range(own.K)]
+        convs = [f"{name}.convs.{k}" for k in range(own.num_subsets)]
 
         def stacked(conv: str, key: str) -> Tensor:
             return torch.stack([self.take(f"{prefix}.{conv}.{key}") for prefix in convs])  # (K, ..)
@@ -243,7 +258,7 @@ class _Original:
 
     def _temporal(self, name: str, own: nn.Module) -> None:
         assert isinstance(own, TemporalBranches)
-        b = own.branch
+        b = own.branch_channels
         parts = [slice(i * b, (i + 1) * b) for i in range(4)]
         for i in range(3):
             self._copy(own.inner[parts[i]], self.take(f"{name}.{i}.0.weight")[:, :, 0, 0])

@@ -16,7 +16,11 @@ For it a topology is made and kept as (B, C, K, Vj, Vi), its joints transposed.
 
 The frame (64 x 4, 128 x 3, 256 x 3 channels; stride 2 at blocks 5 and 8; block 1 without shortcut;
 batch normalisation of the input; means over frames, joints and bodies; one linear layer) and the
-initial values are CTR-GCN's (Chen et al., ICCV 2021; shared/design/models.md 1.0).
+initial values are CTR-GCN's (Chen et al., ICCV 2021; shared/design/models.md 1.0), but for two: the
+BNs of its temporal branches begin with weights of N(1, 0.02), ours with 1, and its last bias with
+nn.Linear's default, ours with 0 (our choice: one draw less to explain).
+
+Whole models in bf16 or fp16 are not supported: use autocast, which keeps topologies in float32.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's users know
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from datasets_build.joints import Skeleton, skeleton_named
 
@@ -39,6 +44,10 @@ _SPATIAL_BN_WEIGHT = 1e-6  # the block starts as its shortcut
 def init_map(weight: Tensor, fan_out: int) -> nn.Parameter:
     """He initialisation by the fan out, as CTR-GCN."""
     return nn.Parameter(nn.init.normal_(weight, std=math.sqrt(2.0 / fan_out)))
+
+
+def _is_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _prefers_convolution(x: Tensor) -> bool:
@@ -54,7 +63,7 @@ def pointwise(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
     # Cut first: oneDNN's gradient of a strided 1x1 convolution writes outside its memory (torch
     # 2.15, float32, channels last, few channels).
     x = x[..., ::stride]
-    if x.device.type == "cpu":
+    if _is_on_cpu(x):
         return F.conv2d(x, weight[:, :, None, None])
     return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
@@ -65,9 +74,10 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None = None) -> 
         return norm(x)
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
+    assert norm.momentum is not None, "the models' norms have torch's default momentum"
     weight, bias = norm.weight * scale, norm.bias * scale
-    mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum or 0.0
-    return F.batch_norm(x, mean, var, weight, bias, norm.training, momentum, norm.eps)
+    mean, var = norm.running_mean, norm.running_var
+    return F.batch_norm(x, mean, var, weight, bias, norm.training, norm.momentum, norm.eps)
 
 
 def by_subset(weight: Tensor) -> Tensor:
@@ -133,6 +143,7 @@ class _GraphProduct(torch.autograd.Function):
         return torch.bmm(topology.transpose(1, 2), features)  # (B*C, V, T)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """The gradients of x, theta, bias and the topology."""
         x, theta, topology, features = ctx.saved_tensors
@@ -185,7 +196,7 @@ class SpatialUnit(nn.Module):
         self, in_channels: int, out_channels: int, *, num_subsets: int, has_bias: bool
     ) -> None:
         super().__init__()
-        self.K = num_subsets
+        self.num_subsets = num_subsets
         # Rows are ordered (C_out, K), so that (K, V) is one axis of the product with the topology.
         self.theta = init_map(torch.empty(out_channels * num_subsets, in_channels), out_channels)
         self.theta_bias: nn.Parameter | None = None
@@ -215,7 +226,7 @@ class SpatialUnit(nn.Module):
                 x.to(dtype),
                 self.theta.to(dtype),
                 None if self.theta_bias is None else self.theta_bias.to(dtype),
-                A.view(-1, self.K * V, V),
+                A.view(-1, self.num_subsets * V, V),
             ).view(B, -1, V, T)
         y = self.norm(y.contiguous(memory_format=torch.channels_last))
         return y.add_(self.down(x)).relu_()
@@ -238,7 +249,7 @@ class TemporalBranches(nn.Module):
         if channels % 4:
             raise ValueError(f"a temporal unit needs four equal branches, got {channels} channels")
         branch = channels // 4
-        self.branch = branch
+        self.branch_channels = branch
         self.stride = stride
         self.inner = init_map(torch.empty(3 * branch, channels), branch)
         self.inner_norm = nn.BatchNorm2d(3 * branch)
@@ -251,7 +262,7 @@ class TemporalBranches(nn.Module):
         """(B, C, V, T) -> (B, C, V, ceil(T / stride)), times a scalar."""
         s = self.stride
         inner = self.inner_norm(pointwise(x, self.inner)).relu_()  # (B, 3C/4, V, T)
-        first, second, third = inner.split(self.branch, dim=1)
+        first, second, third = inner.split(self.branch_channels, dim=1)
         parts = (
             F.conv2d(first, self.conv, stride=(1, s), padding=(0, 2)),
             F.conv2d(second, self.dilated_conv, stride=(1, s), padding=(0, 4), dilation=(1, 2)),
@@ -312,9 +323,17 @@ class GraphNetwork(nn.Module):
         if base_channels < 4 or base_channels % 4:
             raise ValueError(f"base_channels is {base_channels}; choose a multiple of 4")
         layout = skeleton_named(skeleton)
+        num_bodies = layout.num_bodies if num_bodies is None else num_bodies
+        for name, value in (
+            ("num_classes", num_classes),
+            ("num_bodies", num_bodies),
+            ("in_channels", in_channels),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; choose a whole number from 1")
         self.skeleton = layout.name
         self.num_classes = num_classes
-        self.num_bodies = num_bodies or layout.num_bodies
+        self.num_bodies = num_bodies
         self.num_joints = layout.num_joints
         self.in_channels = in_channels
         self.num_features = _WIDTHS[-1] * base_channels
@@ -345,6 +364,11 @@ class GraphNetwork(nn.Module):
         Raises:
             ValueError: other bodies, joints or channels than the model was made for.
         """
+        if x.ndim != 5 or not len(x):
+            raise ValueError(
+                f"a batch has shape {tuple(x.shape)}; give skeletons (N, M, T, V, C): samples, "
+                "bodies, frames, joints, channels"
+            )
         N, M, T, V, C = x.shape
         if (self.num_bodies, self.num_joints, self.in_channels) != (M, V, C):
             raise ValueError(
@@ -367,13 +391,3 @@ class GraphNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of skeletons (N, M, T, V, C)."""
         return self.forward_head(self.forward_features(x))
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a switch that is none of the allowed words.
-
-    Raises:
-        ValueError: it is.
-    """
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")

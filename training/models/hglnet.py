@@ -1,7 +1,8 @@
 """HGLNet, the skeleton encoder of HocSLM (arXiv 2603.27103): CTS and DHT in ten blocks.
 
 Shapes: N samples, M bodies, B = N*M, T frames, V joints, C channels, K graph subsets, R reduced
-channels, H heads, Q edges of the physical graph. The frame, its layout in memory and the product
+channels, H heads, L edges of the physical graph (Q, K and V
+of attention keep the papers' letters). The frame, its layout in memory and the product
 with the topology (Eq. 7) are CTR-GCN's: frame.py. A block is  y = ReLU(BN(CTS(x)) + down(x)),
 out = ReLU(DHT(y) + residual(x)).
 
@@ -25,7 +26,7 @@ What is computed differently from how it is written, with the same result (tests
 test_hglnet.py holds the plain form):
 - X~ has rank two, so Q, K and V have: Q^h K^h^T needs only two numbers a head beside u, and
   P^h V^h = (P^h u) w_v^T + 1 b_v^T. No V x V x V product is left except the distance of Eq. 3.
-- Eq. 6 is computed on the Q entries where M_k is not zero (3V - 2 of 3 V^2), never on V x V.
+- Eq. 6 is computed on the L entries where M_k is not zero (3V - 2 of 3 V^2), never on V x V.
 - The three projections of GTA are one product; lambda_G, lambda_L, eta_G and eta_L are folded into
   the weights that they multiply; and see frame.py.
 
@@ -37,19 +38,19 @@ reconstruction of shared/design/models.md section 1.2-1.3, whose alternatives ar
 - R = C_in / 8, at least 2, and 8 for the raw coordinates (the parents' 8 up to C_in = 9).
 - H = 5 heads divide 25 and 20 joints. Where H does not divide V (17), the V columns are split into
   H runs whose lengths differ by at most one, and each head is scaled by its own length.
-- GTA's heads are at least 4 wide, its width where C = 64: narrower models have fewer than 4.
+- GTA's heads are at least 4 wide, its width where C = 64: narrower models have 2 heads or 1.
 - D of Eq. 3 averages over all V columns of Q and K, whatever the heads.
 - Initial values: w = 1, b = 0 (the parent's repeat), alpha = beta = gamma = eps = 0,
   lambda = lambda_G = lambda_L = 1 (lambda_G = 0 would leave alpha, beta, gamma without gradient),
   eta_G = 0, eta_L = 1.
-- LSE's MLP is Linear(Q_k, Q_k), ReLU, Linear(Q_k, Q_k), Q_k the entries of its subset. With K = 1
+- LSE's MLP is Linear(L_k, L_k), ReLU, Linear(L_k, L_k), L_k the entries of its subset. With K = 1
   there is one subset, all edges and self loops, column-normalised.
 - u of Eq. 1 is bounded by tanh, and Q, K, V of Eq. 8 have a BN (is_bounded = False: neither).
   Without, Eqs. 2 and 7 together and the energies of Eq. 8 grow with the square of their input: on
   NW-UCLA with the parents' SGD the gradient of Eq. 8 explodes at the end of the warm-up. The
   parents bound both by tanh.
-- No 1x1 map has a bias: before a BN it would be cancelled, and in Theta it costs a pass over the
-  largest tensor. The parents have biases there.
+- No 1x1 map has a bias: before a BN it would be cancelled, in Theta it costs a pass over the
+  largest tensor; those of W_1, psi, phi, W_O and W_E, which the parents have, are left out alike.
 - spatial = "ctr" is CTR-GCN's channel-wise topology A_k + alpha W tanh(psi_i - phi_j), the baseline
   of the ablations, in the same frame.
 """
@@ -62,6 +63,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's users know
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from datasets_build.joints import Skeleton, skeleton_named
 from training.graph import adjacency
@@ -72,7 +74,6 @@ from training.models.frame import (
     TemporalBranches,
     batch_norm,
     by_subset,
-    check_choice,
     expanded,
     init_map,
     pointwise,
@@ -87,7 +88,7 @@ TopologyResidual = Literal["lifted", "base"]
 Energy = Literal["pairwise", "lifted"]
 Correlation = Literal["softmax", "tanh"]
 
-_TEMPORAL_HEADS = 4  # LG-SGNet's J-GTM
+_TEMPORAL_HEADS = (4, 2, 1)  # LG-SGNet's J-GTM has 4
 _TEMPORAL_HEAD_WIDTH = 4  # the least: its width where C = 64; narrower models have fewer heads
 
 
@@ -117,6 +118,7 @@ class _SelfAttention(torch.autograd.Function):
         return torch.bmm(P, u[..., None])[..., 0], P.view(n, -1, V, V).mean(dim=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of u and gain."""
         u, gain, P = ctx.saved_tensors
@@ -267,8 +269,8 @@ class LSE(nn.Module):
         super().__init__()
         K, V, _ = graph.shape
         self.energy = energy
-        self.num_edges = [int(count) for count in (graph > 0).sum(dim=(1, 2))]  # Q_k
-        subset, target, source = (graph > 0).nonzero(as_tuple=True)  # (Q,) each, subset by subset
+        self.num_edges = [int(count) for count in (graph > 0).sum(dim=(1, 2))]  # L_k
+        subset, target, source = (graph > 0).nonzero(as_tuple=True)  # (L,) each, subset by subset
         self.register_buffer("target", target, persistent=False)  # i, the joint that receives
         self.register_buffer("source", source, persistent=False)  # j, the joint that sends
         # Place of an edge in the flattened (K, Vj, Vi) topology of CTS.
@@ -293,7 +295,7 @@ class LSE(nn.Module):
     place: Tensor
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """A_L on the edges: (B, C_out, Q) from the time means (B, C_in, V)."""
+        """A_L on the edges: (B, C_out, L) from the time means (B, C_in, V)."""
         B, _, V = pooled.shape
         K, _, R = self.expand.shape
         psi = torch.matmul(self.psi, pooled).view(B, K, R, V).unbind(1)
@@ -308,15 +310,15 @@ class LSE(nn.Module):
             strict=True,
         )
         for k, (target, source, a) in enumerate(edges):
-            at_target = psi[k][:, :, target]  # (B, R, Q_k)
+            at_target = psi[k][:, :, target]  # (B, R, L_k)
             if self.energy == "pairwise":
                 relation = torch.tanh(at_target - phi[k][:, :, source])
             else:
                 relation = at_target * self.lift_weight[k, source] + self.lift_bias[k, source]
             E = torch.relu(a + torch.matmul(self.epsilon[k] * self.expand[k], relation))
-            G = torch.sigmoid(self.gate[k](E.mean(dim=1)))  # (B, Q_k)
+            G = torch.sigmoid(self.gate[k](E.mean(dim=1)))  # (B, L_k)
             weights.append(E * (G + self.residual[k])[:, None])
-        return torch.cat(weights, dim=2)  # (B, C_out, Q)
+        return torch.cat(weights, dim=2)  # (B, C_out, L)
 
 
 class CTS(SpatialUnit):
@@ -380,10 +382,9 @@ class CTS(SpatialUnit):
         else:
             composite = pooled.new_zeros(B, len(self.theta), V * V, dtype=dtype)
         if self.lse is not None:
-            local = _scaled(self.lse(pooled), self.lambda_local)  # (B, C, Q)
-            edges = composite.view(B, -1, self.K * V * V)
-            # The product is fresh, nothing else holds it.
-            composite = edges.index_add(2, self.lse.place, local.to(dtype)).view_as(composite)
+            local = _scaled(self.lse(pooled), self.lambda_local)  # (B, C, L)
+            edges = composite.view(B, -1, self.num_subsets * V * V)
+            edges.index_add_(2, self.lse.place, local.to(dtype))  # fresh: nothing else holds it
         return composite
 
 
@@ -408,7 +409,11 @@ class DHT(nn.Module):
         self.has_global = temporal in ("gta", "both")
         if self.has_global:
             width = channels // 4
-            self.heads = math.gcd(_TEMPORAL_HEADS, max(width // _TEMPORAL_HEAD_WIDTH, 1))
+            self.num_heads = next(
+                heads
+                for heads in _TEMPORAL_HEADS
+                if heads == 1 or (width % heads == 0 and width // heads >= _TEMPORAL_HEAD_WIDTH)
+            )
             self.project = init_map(torch.empty(3 * width, channels), width)  # Q, K, V
             self.project_norm = nn.BatchNorm2d(3 * width) if is_bounded else nn.Identity()
             self.output = init_map(torch.empty(channels, width, 1, 3), channels * 3)
@@ -421,7 +426,7 @@ class DHT(nn.Module):
     def _global(self, y: Tensor) -> Tensor:
         """GTA, Eq. 8: (B, C, V, T) -> (B, C, V, T / stride)."""
         B, _, V, T = y.shape
-        H = self.heads
+        H = self.num_heads
         z = self.project_norm(pointwise(y, self.project)).permute(0, 2, 3, 1)  # (B, V, T, 3*H*d)
         z = z.reshape(B * V, T, 3, H, -1).permute(2, 0, 3, 1, 4)  # (3, B*V, H, T, d)
         d = z.shape[-1]
@@ -498,14 +503,22 @@ class HGLNet(GraphNetwork):
         energy: Energy = "pairwise",
         correlation: Correlation = "softmax",
     ) -> None:
-        check_choice("spatial", spatial, get_args(Spatial))
-        check_choice("temporal", temporal, get_args(Temporal))
-        check_choice("similarity", similarity, get_args(Similarity))
-        check_choice("distinctiveness", distinctiveness, get_args(Distinctiveness))
-        check_choice("modulation", modulation, get_args(Modulation))
-        check_choice("topology_residual", topology_residual, get_args(TopologyResidual))
-        check_choice("energy", energy, get_args(Energy))
-        check_choice("correlation", correlation, get_args(Correlation))
+        for name, value, choices in (
+            ("spatial", spatial, Spatial),
+            ("temporal", temporal, Temporal),
+            ("similarity", similarity, Similarity),
+            ("distinctiveness", distinctiveness, Distinctiveness),
+            ("modulation", modulation, Modulation),
+            ("topology_residual", topology_residual, TopologyResidual),
+            ("energy", energy, Energy),
+            ("correlation", correlation, Correlation),
+        ):
+            if value not in get_args(choices):
+                raise ValueError(
+                    f"{name} is {value!r}; choose one of {', '.join(get_args(choices))}"
+                )
+        if reduction < 1:
+            raise ValueError(f"reduction is {reduction}; choose a whole number from 1")
         if num_subsets not in (1, 3):
             raise ValueError(f"num_subsets is {num_subsets}; choose 3 (self, inward, outward) or 1")
         layout = skeleton_named(skeleton)
