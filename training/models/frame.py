@@ -364,7 +364,7 @@ class GraphNetwork(nn.Module):
         Raises:
             ValueError: other bodies, joints or channels than the model was made for.
         """
-        if x.ndim != 5 or not len(x):
+        if x.ndim != 5 or x.shape[0] == 0:
             raise ValueError(
                 f"a batch has shape {tuple(x.shape)}; give skeletons (N, M, T, V, C): samples, "
                 "bodies, frames, joints, channels"
