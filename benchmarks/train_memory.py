@@ -9,10 +9,11 @@ in a folder and takes it from there the next time. `memory` runs `hoc train` wit
 (`--channels`) in a process of its own until it has logged `--steps` steps, once with the joints
 resident and once memory-mapped, and follows the highest resident size (VmHWM) and its parts:
 anonymous memory is what the process needs; pages of a file count as resident, too, but the kernel
-takes them back when memory is short. The device is the CPU, so that what a step keeps for backward
-counts as well: about 2.5 GB at 16 channels and a batch of 64, which a GPU would hold. `steps` loads
-subsets of the set in this process and times their steps in turn, A B C A B C: making the batch
-alone, and the whole step.
+takes them back when memory is short. The same run on 1,000 samples tells what the anonymous memory
+is for: the program (before its first step), the steps (activations, which grow with the batch and
+which a GPU would hold, gradients and the optimiser), and the data (what the whole set adds).
+`steps` loads subsets of the set in this process and times their steps in turn, A B C A B C: making
+the batch alone, and the whole step.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,8 @@ PROTOCOL = "ntu120-xsub"
 NUM_CLASSES = 120
 ROWS_PER_PART = 512  # as a build
 MODES = {"resident": 8.0, "mapped": 0.0}  # data.resident_gib
+NUM_FEW = 1_000  # samples of the run that has next to no data
+FEW_STEPS = 5  # by then its memory has stopped growing
 LIGHT = {"spatial": "lse", "temporal": "ltc"}  # the cheapest switches: the data is what is measured
 
 
@@ -203,7 +207,7 @@ def train_for(
         command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, start_new_session=True
     )
     peaks: dict[str, int] = {}
-    first_step_s = None
+    first_step_s = program = None
     lines: list[dict[str, Any]] = []
     try:
         while process.poll() is None and len(lines) < steps:
@@ -211,6 +215,8 @@ def train_for(
             for name in ("VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem"):
                 total = sum(sizes.get(name, 0) for sizes in found)
                 peaks[name] = max(peaks.get(name, 0), total)
+            if program is None and (out / "config.json").is_file():  # loaded, no step yet
+                program = peaks["RssAnon"]
             lines = lines_of(out / "metrics.jsonl")
             if lines and first_step_s is None:
                 first_step_s = time.perf_counter() - began
@@ -225,6 +231,7 @@ def train_for(
     return {
         "peak resident MB": round(peaks["VmHWM"] / 1e3),
         "of it, highest anonymous MB": round(peaks["RssAnon"] / 1e3),
+        "anonymous MB before the first step": round((program or 0) / 1e3),
         "highest of files MB": round((peaks["RssFile"] + peaks["RssShmem"]) / 1e3),
         "s until loaded": round(loaded_s, 1),
         "s until the first step was logged": round(first_step_s or 0.0, 1),
@@ -232,6 +239,23 @@ def train_for(
             1e3 * batch_size / statistics.median(line["samples_per_s"] for line in lines), 1
         ),
     }
+
+
+def measure_memory(
+    data: Path, few: Path, work: Path, *, mode: str, channels: int, batch_size: int, steps: int
+) -> dict[str, Any]:
+    """`train_for` on the whole set, and by the run on a few samples what its memory is for."""
+    train = partial(train_for, resident_gib=MODES[mode], channels=channels, batch_size=batch_size)
+    least = train(few, work / f"{mode}-few", steps=min(steps, FEW_STEPS))
+    whole = train(data, work / mode, steps=steps)
+    anonymous = "of it, highest anonymous MB"
+    program = least["anonymous MB before the first step"]
+    parts = {
+        "for the program": program,
+        "for the steps": least[anonymous] - program,
+        "for the data": whole[anonymous] - least[anonymous],
+    }
+    return {"mode": mode, "batch": batch_size, "steps": steps, **whole, "anonymous MB": parts}
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -338,16 +362,19 @@ def main() -> None:
             for row in rows:
                 print(json.dumps(row), flush=True)
             return
+        few = Path(name) / "few"
+        write_dataset(few, NUM_FEW)
         for mode in options.modes:
-            result = train_for(
+            result = measure_memory(
                 data,
-                Path(name) / mode,
-                resident_gib=MODES[mode],
+                few,
+                Path(name),
+                mode=mode,
                 channels=options.channels,
                 batch_size=options.batch,
                 steps=options.steps,
             )
-            print(json.dumps({"mode": mode, "steps": options.steps} | result), flush=True)
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

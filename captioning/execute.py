@@ -19,13 +19,14 @@ from captioning.config import CaptionConfig
 from captioning.decode_pool import DecodePool
 from captioning.engines.interface import Engine, EngineClip, Failed, Generated, OutOfMemoryError
 from captioning.frames import read_frames
-from captioning.journal import FAILED_STATUSES, BusyError, Journal, Row
+from captioning.journal import FAILED_STATUSES, Journal, Row
 from captioning.plan import Clip, Plan, request_key
 from captioning.planning import Planner
 from captioning.probe import Probe, probe_of, probe_video
 from captioning.prompt_files import Prompt
 from captioning.results import journal_path, read_result, write_result, writing
 from datasets_build import schema
+from datasets_build.locks import BusyError
 from datasets_build.progress import Progress
 
 log = logging.getLogger(__name__)

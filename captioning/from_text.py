@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from captioning.drawing import collect_skeletons
-from captioning.journal import FAILED_STATUSES, locked
+from captioning.journal import FAILED_STATUSES
 from captioning.plan import MADE_BY, PLAN_FILE
 from captioning.results import INDEX_FILE, MANIFEST_FILE, NUM_LISTED_FAILURES, shard_path
 from captioning.run import CaptionSummary, check_output
@@ -25,6 +25,7 @@ from captioning.selection import choose, ids_from_names, parse_filters
 from captioning.text_rows import Row, classes_of, prepare, rows_of
 from captioning.text_tables import ClassNames, TextTable, read_texts, sample_id_of
 from datasets_build import schema
+from datasets_build.locks import locked
 from datasets_build.manifest import (
     differing_parts,
     environment,

@@ -7,14 +7,13 @@ number of processes may share a run. Only the places of the lines are kept in me
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from datasets_build.locks import lock
 from datasets_build.schema import (
     ATTEMPTS,
     PROMPT_ID,
@@ -30,33 +29,6 @@ from datasets_build.schema import (
 FAILED_STATUSES = (STATUS_DECODE_ERROR, STATUS_TIMEOUT, STATUS_OOM, STATUS_ERROR)
 
 Row = dict[str, Any]
-
-
-class BusyError(Exception):
-    """Another process holds the lock."""
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock that ends with the process, whatever ends it.
-
-    Args:
-        path: a file for nothing but the lock.
-        wait: until the other process lets go.
-
-    Raises:
-        BusyError: another process holds it, and `wait` is False.
-    """
-    with path.open("a") as file:
-        _lock(file, wait=wait)
-        yield
-
-
-def _lock(file: IO[Any], *, wait: bool) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise BusyError(f"{file.name} is in use by another process") from None
 
 
 class Journal:
@@ -80,7 +52,7 @@ class Journal:
         self._retries: dict[str, int] = {}  # sample_id -> offset of its last retry
         self._file = path.open("a+b")
         try:
-            _lock(self._file, wait=wait)
+            lock(self._file, wait=wait)
             self._replay(fingerprint)
         except BaseException:
             self._file.close()

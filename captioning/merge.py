@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.journal import BusyError, Journal
+from captioning.journal import Journal
 from captioning.plan import Plan, load_plan
 from captioning.results import (
     INDEX_FILE,
@@ -19,6 +19,7 @@ from captioning.results import (
     unfinished_shards,
     write_index,
 )
+from datasets_build.locks import BusyError
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from captioning.config import CaptionConfig
-from captioning.journal import FAILED_STATUSES, BusyError, Journal, locked
+from captioning.journal import FAILED_STATUSES, Journal
 from captioning.plan import MADE_BY, PLAN_FILE, TABLE_FILE, Plan
 from captioning.prompt_files import bundled_prompt_ids
 from datasets_build import schema
+from datasets_build.locks import BusyError, locked
 from datasets_build.manifest import environment, read_json, sha256_file, write_json
 from datasets_build.shards import ShardInfo, check_shards, index_entries, read_index, write_shard
 

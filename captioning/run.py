@@ -23,7 +23,7 @@ from captioning.engines.interface import Engine
 from captioning.execute import Session, probe_function
 from captioning.frames import check_reader
 from captioning.inputs import Video, collect_videos
-from captioning.journal import FAILED_STATUSES, BusyError, locked
+from captioning.journal import FAILED_STATUSES
 from captioning.plan import MADE_BY, TABLE_FILE, Plan, drop_plan, load_plan, save_plan
 from captioning.planning import Planner, make_plan, recipe_of
 from captioning.probe import probe_videos
@@ -40,6 +40,7 @@ from captioning.results import (
     write_index,
     writing,
 )
+from datasets_build.locks import BusyError, locked
 from datasets_build.manifest import differing_parts, read_json
 from datasets_build.progress import Progress
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -173,13 +173,27 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, numeric: int = 0
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    numeric: int = 0,
+    whole: Sequence[str] = (),
 ) -> None:
-    """A table on standard output; the last `numeric` columns are right-aligned."""
+    """A table on standard output.
+
+    Args:
+        title: above it.
+        columns: their names.
+        rows: cells of every line.
+        numeric: so many last columns are right-aligned.
+        whole: columns whose cells are never broken, however narrow the terminal.
+    """
     table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="bold")
     for index, name in enumerate(columns):
         is_number = index >= len(columns) - numeric
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in whole)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     out.print(table)

@@ -33,7 +33,10 @@ def evaluate(
     """Score runs: top-1, top-5, mean per class, confusion matrix, scores of every sample.
 
     The weights are those of the last epoch; none is chosen on test data. Results of `--weights
-    best` have files of their own, which say on which split the epoch was chosen.
+    best`, under another `--protocol` or on other `--data` have files of their own, whose names say
+    so. Test samples that a run was trained on are refused.
+
+    Several runs end with a table to compare them by, whatever becomes of one of them.
     """
     from datasets_build.settings import resolve
     from training.config import EvaluateConfig
@@ -50,31 +53,59 @@ def evaluate(
         resolve(EvaluateConfig, {}, flags={"run": run, **values}, source="the command line")
         for run in runs
     ]
+    is_one = len(runs) == 1
+    summaries, problems = [], []
     with console.progress() as progress:
-        summaries = [evaluate_run(config, progress) for config in configs]
+        for config in configs:
+            try:
+                summary = evaluate_run(config, progress)
+            except (ValueError, FileNotFoundError) as error:
+                if is_one:
+                    raise
+                problems.append(f"{config.run}: {error}")
+                progress.message(f"not scored: {problems[-1]}")
+                continue
+            summaries.append(summary)
+            if not is_one:
+                progress.message(f"{config.run}: top-1 {summary.accuracy.top1:.2%}")
     if json_output:
         found = [
             {
                 "run": summary.run,
                 "split": split,
+                "protocol": summary.protocol,
+                "dataset": summary.dataset,
                 "weights": summary.weights,
                 "epochs": summary.epochs,
                 **summary.accuracy.as_json(),
             }
             for summary in summaries
         ]
-        console.print_json(found[0] if len(found) == 1 else found)
-        return
-    for summary in summaries:
-        title = f"{summary.run}, {split} split, epoch {summary.epochs} ({summary.weights})"
-        print_accuracy(title, summary.accuracy)
-        if per_class:
-            print_classes(summary.accuracy)
-        console.print_paths({path.name: path for path in summary.files})
-    if len(summaries) > 1:
-        rows = [(s.run, s.accuracy.num_samples, *_shown(s.accuracy), s.epochs) for s in summaries]
-        columns = ["run", "samples", "top-1", "top-5", "mean per class", "epochs"]
-        console.print_table(f"{split} split, {summaries[0].weights}", columns, rows, numeric=5)
+        console.print_json(found[0] if is_one else found)
+    else:
+        for summary in summaries if is_one or per_class else ():
+            title = f"{summary.run}, {split} split, epoch {summary.epochs} ({summary.weights})"
+            print_accuracy(title, summary.accuracy)
+            if per_class:
+                print_classes(summary.accuracy)
+            console.print_paths({path.name: path for path in summary.files})
+        if summaries and not is_one:
+            _print_comparison(summaries, split)
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(runs)} runs were not scored, see above")
+
+
+def _print_comparison(summaries: list[Any], split: str) -> None:
+    """A line a run; whose weights the scores are of stands in the title if it is one for all."""
+    columns = ["run", "top-1", "top-5", "mean class", "samples", "epochs"]
+    title = f"{summaries[0].protocol}, {split} split"
+    rows = [(s.run, *_shown(s.accuracy), s.accuracy.num_samples, s.epochs) for s in summaries]
+    labels = {summary.weights for summary in summaries}
+    if len(labels) == 1:
+        title += f", {summaries[0].weights}"
+    console.print_table(title, columns, rows, numeric=5)
+    for summary in summaries if len(labels) > 1 else ():
+        console.out.print(f"{summary.run}: {summary.weights}", markup=False)
 
 
 def print_accuracy(title: str, accuracy: Any) -> None:

@@ -53,6 +53,13 @@ def export(
             help="inputs: joint (default), bone, bone2, joint-motion, bone-motion or bone2-motion."
         ),
     ] = None,
+    orphan: Annotated[
+        str | None,
+        typer.Option(
+            help="inputs: a joint without the ancestor that its bone leads to becomes zero "
+            "(default) or keeps its coordinates (keep)."
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +105,7 @@ def export(
         "--format": format or None,
         "--protocol": protocol or None,
         "--stream": stream,
+        "--orphan": orphan,
         "--split": split,
         "--view": view,
         "--frames": num_frames,
@@ -128,7 +136,7 @@ def _export_data(data: Path, out: Path | None, *, given: Mapping[str, Any], as_j
     format = given["--format"]
     _check_format(format, FORMATS)
     if format != "inputs":
-        only = ("--stream", "--split", "--view", "--frames")
+        only = ("--stream", "--orphan", "--split", "--view", "--frames")
         idle = [option for option in only if given[option] is not None]
         if idle:
             raise ValueError(f"{idle[0]} is for --format inputs; {format} holds joints of all")
@@ -167,6 +175,7 @@ def _export_data(data: Path, out: Path | None, *, given: Mapping[str, Any], as_j
                 stream=stream,  # type: ignore[arg-type]
                 view=given["--view"],
                 num_frames=given["--frames"],
+                orphan=given["--orphan"] or "zero",
                 progress=progress,
             )
     _print(summary, f"Exported {dataset.name} as {format}", name=format, as_json=as_json)

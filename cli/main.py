@@ -1,7 +1,7 @@
 """The `hoc` command: every subcommand in one table; here errors become sentences.
 
 Exit codes: 0 done, 1 our failure (or the machine's, such as a full disk), 2 the user's mistake,
-130 stopped by Ctrl-C.
+130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +26,8 @@ def recipes(
 ) -> None:
     """List the recipes for captioning and training and the sweeps, or print one of them."""
     from captioning.recipes import caption_recipe_names, caption_recipe_path
-    from training.config import recipe_names, recipe_path
-    from training.sweep_plan import SWEEPS_FOLDER, sweep_names
+    from training.config import SWEEPS_FOLDER, recipe_names, recipe_path
+    from training.sweep_plan import sweep_names
 
     captions = {recipe: caption_recipe_path(recipe) for recipe in caption_recipe_names()}
     trainings = {recipe: recipe_path(recipe) for recipe in recipe_names()}
@@ -50,7 +51,11 @@ def recipes(
     ):
         rows = [(key, _what_it_is(path)) for key, path in group.items()]
         console.print_table(title, ["name", "what it is"], rows)
-    console.out.print("Print one with [bold]hoc recipes NAME[/]; use it with --recipe NAME.")
+    console.out.print(
+        "Print one with hoc recipes NAME; use it with hoc train --recipe NAME, hoc sweep NAME or "
+        "hoc caption --recipe NAME.",
+        markup=False,
+    )
 
 
 def _one_of(name: str, names: list[str]) -> Path:
@@ -59,8 +64,10 @@ def _one_of(name: str, names: list[str]) -> Path:
     try:
         return caption_recipe_path(name)
     except FileNotFoundError:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise FileNotFoundError(
-            f"there is no recipe {name!r}; there are {', '.join(names)}"
+            f"there is no recipe {name!r}; {hint}there are {', '.join(names)}"
         ) from None
 
 

@@ -114,8 +114,9 @@ def _show_plan(plan: SweepPlan, *, json_output: bool) -> None:
 
 def _show(summary: SweepSummary) -> None:
     columns, rows = summary.table()
-    title = f"{summary.plan.title}; {summary.dataset}, {summary.protocol}; top-1 in %, last epoch"
-    console.print_table(title, columns, rows, numeric=len(columns) - 2)
-    for run in summary.failures:
-        console.out.print(f"Failed: {run.name}: {run.problem}", markup=False)
+    console.print_table(
+        summary.plan.title, columns, rows, numeric=len(columns) - 2, whole=("stream",)
+    )
+    for note in summary.notes():
+        console.out.print(note, markup=False, emoji=False)
     console.print_paths(summary.paths())

@@ -6,13 +6,16 @@ import os
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli import console
 from cli.options import JsonOption, OutOption, SetOption
 from datasets_build.progress import SilentProgress
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
 
 
 def train(
@@ -31,7 +34,10 @@ def train(
         str | None, typer.Option(help="Send metrics to wandb or trackio, too.")
     ] = None,
     set_values: SetOption = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(help="Open and check all, tell what the run would be (--json: and how)."),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train a recipe on a data set, for one stream and one seed.
@@ -52,9 +58,10 @@ def train(
         },
     )
     if dry_run:
-        console.print_json(config.model_dump(mode="json"))
+        _dry_run(config, json_output=json_output)
         return
 
+    from training.metrics import metric_label
     from training.train import run
 
     is_first = os.environ.get("RANK", "0") == "0"  # torchrun's number of this process
@@ -68,11 +75,35 @@ def train(
     rows = [
         ("epochs", summary.epochs),
         ("optimiser steps", summary.steps),
+        *([("went on from step", summary.resumed_from)] if summary.resumed_from else []),
         ("training samples", summary.num_samples),
         ("trained parameters", f"{summary.num_parameters:,}"),
         ("samples/s", f"{summary.samples_per_s:.1f}"),
-        *((name, f"{value:.4g}") for name, value in summary.metrics.items()),
+        *((metric_label(name), f"{value:.4g}") for name, value in summary.metrics.items()),
     ]
-    console.print_table(f"Trained {out}", ["what", "value"], rows, numeric=1)
+    title = f"{'Was already trained:' if summary.already_finished else 'Trained'} {out}"
+    console.print_table(title, ["what", "value"], rows, numeric=1)
     console.print_paths({"run": summary.folder})
     console.out.print(f"Next: hoc evaluate {out}", markup=False)
+
+
+def _dry_run(config: TrainConfig, *, json_output: bool) -> None:
+    from training.plan import plan
+
+    found = plan(config)
+    if json_output:
+        console.print_json({**config.model_dump(mode="json"), "plan": asdict(found)})
+        return
+    rows = [
+        ("run folder", found.state),
+        ("training samples", found.num_train),
+        ("test samples", found.num_test),
+        ("steps per epoch", found.steps_per_epoch),
+        ("steps in all", found.steps),
+        ("steps done", found.steps_done),
+        ("trained parameters", f"{found.num_parameters:,}"),
+        ("device", found.device),
+        ("CPU threads", found.num_threads),
+    ]
+    console.print_table(f"Would train {config.out}", ["what", "value"], rows, numeric=1)
+    console.out.print("The resolved recipe: --dry-run --json", markup=False)

@@ -125,17 +125,16 @@ def centred(joints: np.ndarray, *, centre: int = 1, as_original: bool = False) -
         (M, T, V, C), same dtype; a body's all-zero frames stay zero. A clip without any frame of
         body 1 is returned as it is.
     """
-    is_seen: np.ndarray = (joints != 0).any(axis=(2, 3))  # (M, T)
-    first = np.flatnonzero(is_seen[0])
-    if as_original:
-        has_sum = joints.reshape(*joints.shape[:2], -1).sum(axis=2) != 0
-        is_seen = has_sum if len(joints) == NUM_ACTORS else np.ones_like(is_seen)
-    if not first.size:
+    first = next((t for t, frame in enumerate(joints[0]) if frame.any()), None)
+    if first is None:
         return joints.copy()
-    origin = joints[0, first[0], centre]  # (C,)
-    result: np.ndarray = joints - origin
-    result[~is_seen] = 0
-    return result
+    flat = joints.reshape(*joints.shape[:2], -1)  # (M, T, V*C)
+    result: np.ndarray = flat - np.tile(joints[0, first, centre], joints.shape[2])
+    if not as_original:
+        result[~flat.any(axis=2)] = 0
+    elif len(joints) == NUM_ACTORS:
+        result[flat.sum(axis=2) == 0] = 0
+    return result.reshape(joints.shape)  # (M, T, V, C)
 
 
 def with_second_body(joints: np.ndarray, policy: SecondBody) -> np.ndarray:

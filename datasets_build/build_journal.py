@@ -9,15 +9,15 @@ the process, whatever ends it. A line that an interruption cut off is dropped.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from datasets_build.locks import BusyError, lock
 from datasets_build.manifest import sha256_file
 from datasets_build.parts import PartJob, PartResult
 from datasets_build.shards import ShardInfo
@@ -40,7 +40,7 @@ class BuildJournal:
         self._entries: list[dict[str, Any]] = []
         self._file = path.open("a+b")
         try:
-            _lock(self._file, path.parent)
+            self._lock()
             self._replay()
         except BaseException:
             self._file.close()
@@ -56,6 +56,15 @@ class BuildJournal:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+
+    def _lock(self) -> None:
+        try:
+            lock(self._file, wait=False)
+        except BusyError:
+            raise ValueError(
+                f"another process builds a data set in {self._path.parent}; wait for it, or choose "
+                "another --out"
+            ) from None
 
     def _replay(self) -> None:
         self._file.seek(0)
@@ -96,15 +105,6 @@ class BuildJournal:
     def remove(self) -> None:
         """The build is finished: dataset.json says all."""
         self._path.unlink(missing_ok=True)
-
-
-def _lock(file: IO[bytes], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"another process builds a data set in {folder}; wait for it, or choose another --out"
-        ) from None
 
 
 def _json_line(line: bytes) -> dict[str, Any] | None:

@@ -103,7 +103,9 @@ def resolve(
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, item) for item in error.errors()]
-        raise ValueError(f"this does not fit in {source}:\n  " + "\n  ".join(lines)) from None
+        raise ValueError(
+            f"settings are wrong or missing ({source}):\n  " + "\n  ".join(lines)
+        ) from None
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +130,9 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not item["loc"]:
         return str(message)  # about the whole; its parts are named in it
-    return f"{where}: {message} (given: {item.get('input')!r})"
+    given = item["input"]
+    shown = "" if isinstance(given, (Mapping, Settings)) else f" (given: {given!r})"  # a section
+    return f"{where}: {message}{shown}"
 
 
 def _field_names(model: type[BaseModel], path: Sequence[Any]) -> list[str]:

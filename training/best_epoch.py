@@ -76,8 +76,10 @@ def forget_best(run_folder: Path, *, after: int) -> None:
     """Drop weights of a later epoch than `after`, from which a run goes on.
 
     They are of an epoch that this run has not trained: it repeats the epoch, or they were left by
-    another recipe that was stopped before its first checkpoint. Nothing is lost by it: they were
-    better than all before them, and the repeated epoch will be again.
+    another recipe that was stopped before its first checkpoint. Where a repeated epoch ends with
+    the same weights (loop.deterministic), nothing is lost: they were better than all before them,
+    and will be again. Elsewhere it may score lower, and the best is then that of the epochs from
+    here on: what was best before was replaced when these were kept.
     """
     path = run_folder / BEST / MODEL_FILE
     if path.is_file() and read_best(run_folder).epoch > after:

@@ -91,8 +91,7 @@ class RunRecord:
             raise ValueError(
                 f"{self.folder} was trained under protocol {protocol.name}, whose rule has changed "
                 f"since (now: {protocol.rule}), so that a test sample may be one it was trained "
-                "on; bring the old rule back, train again, or ask for the new rule by its name "
-                "(`hoc evaluate --protocol`)"
+                "on; bring the old rule back (the new one under another name) or train again"
             )
 
     def check_dataset(self, dataset: SkeletonDataset) -> None:

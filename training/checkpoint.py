@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ LAST = "last"
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 CHECKPOINT_FILE = "checkpoint.json"
+ENVIRONMENT_FILE = "environment.json"  # beside last/: versions, device and commit
 MADE_BY = "hoc train"
 
 
@@ -69,7 +70,10 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint) -> Path:
         for name, tensors in ((MODEL_FILE, checkpoint.weights), (STATE_FILE, checkpoint.state)):
             path = temporary / name
             contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            path.touch()
+            mode = path.stat().st_mode  # the user's; save_file makes files for the owner alone
             save_file(contiguous, path, metadata={"format": "pt"})
+            path.chmod(mode)
             _flush(path)
             files[name] = {"sha256": sha256_file(path), "num_bytes": path.stat().st_size}
         write_json(
@@ -130,6 +134,14 @@ def read_request(run_folder: Path) -> tuple[int, dict[str, Any]]:
     return value["epoch"], value["request"]
 
 
+def read_progress(run_folder: Path) -> tuple[int, int]:
+    """Finished epochs and optimiser steps of the checkpoint; 0 and 0 without one."""
+    if not has_checkpoint(run_folder):
+        return 0, 0
+    value = _read_index(run_folder)
+    return value["epoch"], value["step"]
+
+
 def load_weights(run_folder: Path) -> dict[str, torch.Tensor]:
     """The weights that evaluation uses, on the CPU.
 
@@ -137,7 +149,8 @@ def load_weights(run_folder: Path) -> dict[str, torch.Tensor]:
         FileNotFoundError: the run has no checkpoint.
         ValueError: a file is damaged.
     """
-    return _load_tensors(run_folder, _read_index(run_folder), MODEL_FILE)
+    _, (weights,) = _load(run_folder, [MODEL_FILE])
+    return weights
 
 
 def load_checkpoint(run_folder: Path) -> Checkpoint:
@@ -147,13 +160,13 @@ def load_checkpoint(run_folder: Path) -> Checkpoint:
         FileNotFoundError: the run has no checkpoint.
         ValueError: a file is damaged.
     """
-    index = _read_index(run_folder)
+    index, (weights, state) = _load(run_folder, [MODEL_FILE, STATE_FILE])
     return Checkpoint(
         epoch=index["epoch"],
         step=index["step"],
         request=index["request"],
-        weights=_load_tensors(run_folder, index, MODEL_FILE),
-        state=_load_tensors(run_folder, index, STATE_FILE),
+        weights=weights,
+        state=state,
         numbers=index["numbers"],
     )
 
@@ -216,13 +229,36 @@ def _whole(run_folder: Path) -> Path:
 
 
 def _read_index(run_folder: Path) -> dict[str, Any]:
-    if not has_checkpoint(run_folder):
-        raise FileNotFoundError(
-            f"{run_folder} holds no checkpoint ({LAST}/{CHECKPOINT_FILE}); give the --out folder "
-            f"of a `{MADE_BY}` run that has saved one"
-        )
-    index: dict[str, Any] = read_json(_whole(run_folder) / CHECKPOINT_FILE, made_by=MADE_BY)
-    return index
+    for _ in range(3):  # a run that saves just now may rename the folder under our eyes
+        try:
+            index: dict[str, Any] = read_json(_whole(run_folder) / CHECKPOINT_FILE, made_by=MADE_BY)
+        except FileNotFoundError:
+            continue
+        return index
+    raise FileNotFoundError(
+        f"{run_folder} holds no checkpoint ({LAST}/{CHECKPOINT_FILE}); give the --out folder "
+        f"of a `{MADE_BY}` run that has saved one"
+    )
+
+
+def _load(
+    run_folder: Path, names: Sequence[str]
+) -> tuple[dict[str, Any], list[dict[str, torch.Tensor]]]:
+    """The index and tensors of one checkpoint, also while a run replaces it by another."""
+    index = _read_index(run_folder)
+    while True:
+        try:
+            tensors = [_load_tensors(run_folder, index, name) for name in names]
+            problem: Exception | None = None
+        except (OSError, ValueError, SafetensorError) as error:
+            problem = error
+        now = _read_index(run_folder)
+        if now != index:
+            index = now
+        elif problem is not None:
+            raise problem
+        else:
+            return index, tensors
 
 
 def _load_tensors(run_folder: Path, index: Mapping[str, Any], name: str) -> dict[str, torch.Tensor]:

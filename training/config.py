@@ -14,9 +14,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from datasets_build.class_names import MANIFESTS
 from datasets_build.settings import Settings, merged, read_toml, resolve
 
 RECIPES_FOLDER = Path(__file__).resolve().parent / "recipes"
+SWEEPS_FOLDER = Path(__file__).resolve().parent / "sweeps"
 
 Split = Literal["train", "validation", "test"]
 View = Literal["ntu", "ucla"]
@@ -92,7 +94,7 @@ class MethodConfig(Settings):
         max_caption_tokens: captions are cut to this many tokens, end mark included.
         prompt_ids: use only captions made with these prompts; empty: all.
         init_from: run folder whose last checkpoint gives the starting weights.
-        freeze: parts that keep their weights.
+        freeze: parts that keep their weights; "encoder" needs init_from.
     """
 
     name: Literal["classify", "hocslm"] = "classify"
@@ -179,8 +181,8 @@ class LoopConfig(Settings):
         checkpoint_every_epochs: how often `last/` is replaced (the last epoch always is).
         checkpoint_every_minutes: also within an epoch, after that time, at the next logged step;
             0: only at ends of epochs.
-        evaluate_every_epochs: how often the test split is scored for the log; 0: only after
-            training.
+        evaluate_every_epochs: how often the test split is scored for the log, the last epoch
+            included; 0: only after training.
         keep_best_epoch: also keep the weights of the epoch that scored best at these evaluations
             (training/best_epoch.py); `hoc evaluate --weights best` labels what it makes of them.
         log_every_steps: steps that one line of metrics.jsonl sums up.
@@ -369,7 +371,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
     """The file of a shipped recipe's name or of a path that ends in .toml.
 
     Raises:
-        ValueError: no such name; the message gives the nearest one.
+        ValueError: no such name; the message gives the nearest one, or the command that takes it.
         FileNotFoundError: no such file.
     """
     text = str(name_or_path)
@@ -380,6 +382,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
         return path
     names = recipe_names()
     if text not in names:
+        _refuse_other_kinds(text)
         near = difflib.get_close_matches(text, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
@@ -387,6 +390,14 @@ def recipe_path(name_or_path: str | Path) -> Path:
             "your own is given by its path, ending in .toml"
         )
     return RECIPES_FOLDER / f"{text}.toml"
+
+
+def _refuse_other_kinds(name: str) -> None:
+    """Say which command takes a name that is a sweep's or a caption recipe's."""
+    if (SWEEPS_FOLDER / f"{name}.toml").is_file():
+        raise ValueError(f"{name} is a sweep, not a recipe: `hoc sweep {name}`")
+    if name.startswith("captions-") and (MANIFESTS / f"{name}.toml").is_file():
+        raise ValueError(f"{name} is a caption recipe: `hoc caption --recipe {name}`")
 
 
 def load_recipe(
@@ -406,9 +417,12 @@ def load_recipe(
         FileNotFoundError: no such recipe file.
     """
     path = recipe_path(name_or_path)
+    values = read_recipe(path)
+    if "rows" in values:
+        raise ValueError(f"{path} is a sweep, not a recipe: `hoc sweep {path}`")
     return resolve(
         TrainConfig,
-        read_recipe(path),
+        values,
         assignments=assignments,
         flags=flags,
         source=f"recipe {path.stem}",

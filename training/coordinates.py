@@ -49,8 +49,8 @@ def relative_joints(
     Raises:
         ValueError: a 2-D clip without the size of its picture.
     """
-    relative = np.array(joints, np.float32)
-    coordinates = relative[..., : skeleton.joint_dims]  # a view
+    joints = np.asarray(joints, np.float32)
+    coordinates = joints[..., : skeleton.joint_dims]
     if skeleton.joint_dims == 2:
         if image_size is None:
             raise ValueError(
@@ -61,10 +61,14 @@ def relative_joints(
         is_seen: np.ndarray = (
             joints[..., 2] > MIN_SCORE if skeleton.has_score else (joints != 0).any(axis=-1)
         )  # (M, T, V)
-        coordinates[...] = (coordinates - half) / half * is_seen[..., None]
+        relative = (coordinates - half) / half * is_seen[..., None]
     elif view == "ntu":
-        coordinates[...] = centred(coordinates, centre=skeleton.centre, as_original=family == NTU)
+        relative = centred(coordinates, centre=skeleton.centre, as_original=family == NTU)
     elif family == NW_UCLA:
         published = published_coordinates(coordinates)
-        coordinates[...] = published - published[0, 0, skeleton.centre]
-    return relative
+        relative = published - published[0, 0, skeleton.centre]
+    else:
+        relative = coordinates.copy()
+    if skeleton.has_score:
+        relative = np.concatenate([relative, joints[..., skeleton.joint_dims :]], axis=-1)
+    return relative.astype(np.float32, copy=False)

@@ -8,6 +8,7 @@ Scores are summed as they are (logits), as CTR-GCN's ensembles do, or as probabi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ import numpy as np
 
 from datasets_build.manifest import read_json, sha256_file, write_json
 from datasets_build.progress import Progress
+from training.build import CONFIG_FILE
 from training.checkpoint import has_checkpoint, model_path
 from training.config import EnsembleConfig
-from training.evaluate import metrics_file, read_scores, scores_file, write_scores
 from training.metrics import (
     Accuracy,
     accuracy,
@@ -28,6 +29,7 @@ from training.metrics import (
     write_confusion_csv,
     write_confusion_png,
 )
+from training.scores import SCORES_SHA256, read_evaluation, scores_file, write_scores
 from training.streams import is_motion
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -102,8 +104,10 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
     Raises:
         FileNotFoundError: a run was not evaluated.
         ValueError: samples, labels, classes or data sets differ between runs, a run was trained
-            on since it was evaluated, or a search has no validation split to look at.
+            on since it was evaluated, a search has no validation split to look at, or `out` holds
+            a run or the ensemble of other runs.
     """
+    _refuse_folders(config)
     joined = join_scores(config, config.split, progress)
     first = joined.records[0]
     class_names = [entry["name"] for entry in first["classes"]]
@@ -153,9 +157,16 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
             "weights": origin,
             "combine": config.combine,
             "members": [
-                {"run": str(m.run), "stream": m.stream, "weight": m.weight, "top1": m.top1}
-                for m in members
+                {
+                    "run": str(m.run),
+                    "place": place,
+                    "stream": m.stream,
+                    "weight": m.weight,
+                    "top1": m.top1,
+                }
+                for m, place in zip(members, _places(config), strict=True)
             ],
+            SCORES_SHA256: sha256_file(files[0]),
             **extra,
             **measured.as_json(),
         },
@@ -175,8 +186,9 @@ def join_scores(config: EnsembleConfig, split: str, progress: Progress) -> Joine
     records: list[dict[str, Any]] = []
     parts = []
     for folder in config.runs:
-        names, own_labels, scores = read_scores(scores_file(folder, split))
-        record = read_json(metrics_file(folder, split), made_by="hoc evaluate")
+        found = read_evaluation(folder, split)
+        names, own_labels, scores = found.sample_ids, found.labels, found.scores
+        record = found.record
         _refuse_stale(folder, split, record)
         if not records:
             ids, labels = names, own_labels
@@ -255,6 +267,38 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return shares
+
+
+def _places(config: EnsembleConfig) -> list[str]:
+    """The runs as seen from `out`: the same when all is moved, or asked for from elsewhere."""
+    return [os.path.relpath(run, config.out) for run in config.runs]
+
+
+def _refuse_folders(config: EnsembleConfig) -> None:
+    """Refuse an ensemble as a member, and an `out` whose files are not this ensemble's own.
+
+    Raises:
+        ValueError: it is so.
+    """
+    for run in config.runs:
+        if (run / ENSEMBLE_FILE).is_file() and not (run / CONFIG_FILE).is_file():
+            raise ValueError(f"{run} is an ensemble; give its members, each with its weight")
+    out = config.out
+    is_member = out.resolve() in {run.resolve() for run in config.runs}
+    if is_member or (out / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{out} is a run, whose scores those of the ensemble would replace; choose another "
+            "--out folder"
+        )
+    if (out / ENSEMBLE_FILE).is_file():
+        record = read_json(out / ENSEMBLE_FILE, made_by="hoc ensemble")
+        # Ensembles of earlier versions have no place.
+        theirs = [m.get("place") or os.path.relpath(m["run"], out) for m in record["members"]]
+        if sorted(theirs) != sorted(_places(config)):
+            names = ", ".join(member["run"] for member in record["members"])
+            raise ValueError(
+                f"{out} holds the ensemble of other runs ({names}); choose another --out folder"
+            )
 
 
 def _refuse_stale(folder: Path, split: str, record: dict[str, Any]) -> None:

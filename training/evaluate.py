@@ -2,22 +2,25 @@
 
 The weights are those of the last epoch; nothing is chosen by looking at the test split. Those of
 the best epoch, where a run kept them, are scored on demand into files of their own that say so.
+Results under another protocol or on another data set have files of their own too, and samples that
+the run was trained on are scored only where the training split is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from datasets_build.dataset import SkeletonDataset, open_dataset
-from datasets_build.manifest import sha256_file, write_bytes_atomic, write_json
+from datasets_build import schema
+from datasets_build.dataset import DATASET_FILE, SkeletonDataset, open_dataset
+from datasets_build.manifest import sha256_file, write_json
 from datasets_build.progress import Progress
-from datasets_build.protocols import Protocol
+from datasets_build.protocol_files import find_protocol
+from datasets_build.protocols import PROTOCOLS, Protocol
 from training.best_epoch import load_best, read_best
 from training.build import RunRecord, build_method, pick_device, read_run
 from training.checkpoint import load_weights, model_path, read_request
@@ -31,16 +34,9 @@ from training.metrics import (
     write_confusion_csv,
     write_confusion_png,
 )
+from training.scores import SCORES_SHA256, file_stem, metrics_file, scores_file, write_scores
 from training.seeding import cpu_threads, deterministic_kernels, seeded
 from training.skeleton_data import SkeletonStore
-
-SCORE_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("scores", pa.list_(pa.float32()), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,8 @@ class EvaluateSummary:
     Attributes:
         run: the run folder.
         split: which split.
+        protocol: what split the data.
+        dataset: name of the data set.
         weights: which weights were scored, in words.
         epochs: epochs that the scored weights were trained.
         accuracy: all accuracies.
@@ -58,6 +56,8 @@ class EvaluateSummary:
 
     run: Path
     split: str
+    protocol: str
+    dataset: str
     weights: str
     epochs: int
     accuracy: Accuracy
@@ -76,6 +76,7 @@ class LoadedRun:
         epochs: epochs that they were trained.
         dataset: the opened data set, checked against the run's classes and skeleton.
         protocol: what splits it.
+        is_own_protocol: whether it is the one trained with.
         device: where the method is.
     """
 
@@ -86,7 +87,16 @@ class LoadedRun:
     epochs: int
     dataset: SkeletonDataset
     protocol: Protocol
+    is_own_protocol: bool
     device: torch.device
+
+    @property
+    def elsewhere(self) -> str:
+        """Names of the protocol and data set where they are not the run's own, for file names."""
+        parts = [] if self.is_own_protocol else [self.protocol.name]
+        if self.dataset.fingerprint != self.record.dataset_fingerprint:
+            parts += [self.dataset.name, self.dataset.fingerprint[:8]]
+        return "-".join(parts)
 
 
 def load_run(
@@ -123,9 +133,11 @@ def load_run(
             label = f"unfinished run: {epochs} of {planned} epochs are done"
     data = open_dataset(dataset or record.config.data.dataset)
     record.check_dataset(data)
-    chosen = data.protocol(protocol or record.config.data.protocol)
-    if protocol is None:
+    own_name = record.config.data.protocol
+    chosen = data.protocol(protocol or own_name)
+    if protocol in (None, own_name):
         record.check_protocol(chosen)
+    is_own = protocol in (None, own_name) or chosen.fingerprint == record.protocol_fingerprint
     where = pick_device(device)
     with seeded(0, "replaced weights"):
         method = build_method(
@@ -133,7 +145,7 @@ def load_run(
         )
     method.load_saved_state(tensors)
     method.eval()
-    return LoadedRun(record, method, label, sha256_file(path), epochs, data, chosen, where)
+    return LoadedRun(record, method, label, sha256_file(path), epochs, data, chosen, is_own, where)
 
 
 def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
@@ -144,7 +156,8 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
         progress: told of every batch.
 
     Raises:
-        FileNotFoundError, ValueError: see load_run; or the scores are not finite.
+        FileNotFoundError, ValueError: see load_run; or the run was trained on samples of a split
+            that is not "train", or the scores are not finite.
     """
     loaded = load_run(
         config.run,
@@ -157,6 +170,8 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
     store = load_split(
         loaded.dataset, loaded.protocol, config.split, record.config.data, device=loaded.device
     )
+    if config.split != "train":
+        _refuse_trained_on(loaded, store.sample_ids, split=config.split)
     loop = record.config.loop
     with cpu_threads(loop.num_threads), deterministic_kernels(loop.deterministic):
         scores = score_store(loaded.method, store, batch_size=config.batch_size, progress=progress)
@@ -166,10 +181,11 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
     measured = accuracy(scores, store.labels, names)
     matrix = confusion_matrix(scores, store.labels)
     folder, split = config.run, config.split
+    stem = file_stem(split, weights=config.weights, elsewhere=loaded.elsewhere)
     files = (
-        scores_file(folder, split, config.weights),
-        metrics_file(folder, split, config.weights),
-        *(folder / f"confusion-{_stem(split, config.weights)}{end}" for end in (".csv", ".png")),
+        scores_file(folder, split, weights=config.weights, elsewhere=loaded.elsewhere),
+        metrics_file(folder, split, weights=config.weights, elsewhere=loaded.elsewhere),
+        *(folder / f"confusion-{stem}{end}" for end in (".csv", ".png")),
     )
     write_scores(files[0], store.sample_ids, store.labels, scores)
     write_confusion_csv(files[2], matrix, names)
@@ -190,11 +206,63 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
             "classes": record.classes,
             "weights": loaded.weights,
             "weights_sha256": loaded.weights_sha256,
+            SCORES_SHA256: sha256_file(files[0]),
             "epochs": loaded.epochs,
             **measured.as_json(),
         },
     )
-    return EvaluateSummary(folder, split, loaded.weights, loaded.epochs, measured, files)
+    return EvaluateSummary(
+        folder,
+        split,
+        loaded.protocol.name,
+        loaded.dataset.name,
+        loaded.weights,
+        loaded.epochs,
+        measured,
+        files,
+    )
+
+
+def _refuse_trained_on(loaded: LoadedRun, sample_ids: Sequence[str], *, split: str) -> None:
+    """Refuse samples of the run's own training split.
+
+    Under the run's own protocol there are none. Published protocols go by ids that belong to a
+    recording wherever it lies; the ids of another protocol mean something in the run's data set
+    alone, so that its training samples are looked up there.
+
+    Raises:
+        ValueError: there are such samples, or the rule trained with is another one by now.
+        FileNotFoundError: the run's data set is needed and not there.
+    """
+    if loaded.is_own_protocol:
+        return
+    record, source = loaded.record, loaded.dataset
+    name = record.config.data.protocol
+    if name not in PROTOCOLS and source.fingerprint != record.dataset_fingerprint:
+        folder = record.config.data.dataset
+        if not (folder / DATASET_FILE).is_file():
+            raise FileNotFoundError(
+                f"{folder}, the data set that {record.folder} was trained on, is not there, so it "
+                f"cannot be told whether it holds {split} samples of {loaded.protocol.name}; bring "
+                "it back, or score the run under its own protocol"
+            )
+        source = open_dataset(folder)
+    own = find_protocol(name, source.folder)
+    record.check_protocol(own)
+    validation_subjects = record.config.data.validation_subjects
+    trained_on = {
+        row[schema.SAMPLE_ID]
+        for table in source.tables(list(schema.ID_COLUMNS))
+        for row in table.to_pylist()
+        if own.split_of_row(row) == "train" and row[schema.SUBJECT_ID] not in validation_subjects
+    }
+    seen = sorted(trained_on.intersection(sample_ids))
+    if seen:
+        raise ValueError(
+            f"{record.folder} was trained on {len(seen)} of the {len(sample_ids)} {split} samples "
+            f"of {loaded.protocol.name} (for example {seen[0]}): its own protocol is {own.name}; "
+            f"score it under that one, or train a run under {loaded.protocol.name}"
+        )
 
 
 @torch.no_grad()
@@ -228,56 +296,3 @@ def score_store(
     method.train(was_training)
     result: np.ndarray = torch.cat(parts).cpu().numpy().astype(np.float32)
     return result
-
-
-def scores_file(folder: Path, split: str, weights: Weights = "last") -> Path:
-    """Where an evaluation puts its scores."""
-    return folder / f"scores-{_stem(split, weights)}.parquet"
-
-
-def metrics_file(folder: Path, split: str, weights: Weights = "last") -> Path:
-    """Where an evaluation puts its accuracies."""
-    stem = _stem(split, weights)
-    return folder / ("metrics.json" if stem == "test" else f"metrics-{stem}.json")
-
-
-def _stem(split: str, weights: Weights) -> str:
-    return split if weights == "last" else f"{split}-best-epoch"
-
-
-def write_scores(path: Path, sample_ids: list[str], labels: np.ndarray, scores: np.ndarray) -> None:
-    """Scores sorted by sample_id; equal scores give equal bytes."""
-    order = np.argsort(np.array(sample_ids), kind="stable")
-    table = pa.table(
-        {
-            "sample_id": [sample_ids[i] for i in order],
-            "label": pa.array(labels[order].astype(np.int32)),
-            "scores": pa.array(list(scores[order].astype(np.float32)), pa.list_(pa.float32())),
-        },
-        schema=SCORE_SCHEMA,
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_bytes_atomic(path, sink.getvalue().to_pybytes())
-
-
-def read_scores(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """sample_ids, labels (n,) and scores (n, num_classes) of a scores file.
-
-    Raises:
-        FileNotFoundError: the run was not evaluated on that split.
-        ValueError: it is not a scores file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; score the run first with `hoc evaluate {path.parent} "
-            f"--split {path.stem.removeprefix('scores-')}`"
-        )
-    try:
-        table = pq.read_table(path, schema=SCORE_SCHEMA)
-        scores = np.stack(table["scores"].to_pylist()).astype(np.float32)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a scores file ({error}); write it anew with `hoc evaluate`"
-        ) from error
-    return table["sample_id"].to_pylist(), table["label"].to_numpy(), scores

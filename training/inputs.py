@@ -96,6 +96,8 @@ def export_inputs(
                     progress.advance(len(picks))
     progress.finish()
     notes = [f"{stream} stream in the {view} view of {config.num_frames} frames"]
+    if orphan == "keep":
+        notes.append("joints without an ancestor keep their coordinates")
     if split == "train":
         notes.append("training samples are given as a test would show them, without augmentation")
     return ExportSummary(path, {split: n}, path.stat().st_size, tuple(notes))

@@ -41,7 +41,7 @@ _CLIP_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SplitEntry:
     """A sample of a split: its label (0-based), T and M."""
 
@@ -90,17 +90,9 @@ def load_split(
     shape = (num_rows, dataset.skeleton.num_joints, dataset.skeleton.num_channels)
     rows = _empty_rows(shape, config.resident_gib)
     target = rows if isinstance(rows, np.memmap) else rows.numpy()
-    texts: dict[str, list[str]] = {}
-    at = 0
-    columns = [*_CLIP_COLUMNS, schema.CAPTIONS] if with_captions else list(_CLIP_COLUMNS)
-    for table in _tables_of(dataset, index, columns):
-        for clip in _relative_clips(table, dataset, config.view):
-            count = clip.shape[0] * clip.shape[1]
-            target[at : at + count] = clip.reshape(count, *shape[1:])
-            at += count
-        if with_captions:
-            texts |= _captions(table, prompt_ids)
-    assert at == num_rows, "the parts hold other rows than their ids say"
+    texts: dict[str, list[str]] | None = {} if with_captions else None
+    _read_into(target, dataset, index, view=config.view, texts=texts, prompt_ids=prompt_ids)
+    pa.default_memory_pool().release_unused()  # it keeps the room of the parts: tens of MB
     return _store(
         rows,
         index,
@@ -108,7 +100,7 @@ def load_split(
         config=config,
         second_body=dataset.second_body_for(protocol),
         device=device,
-        texts=[texts[name] for name in index] if with_captions else None,
+        texts=None if texts is None else [texts[name] for name in index],
     )
 
 
@@ -132,19 +124,18 @@ def part_stores(
     Raises:
         ValueError: joints are not finite or have no image size.
     """
-    for table in _tables_of(dataset, index, list(_CLIP_COLUMNS)):
-        clips = [
-            clip.reshape(-1, *clip.shape[2:])  # (M*T, V, C)
-            for clip in _relative_clips(table, dataset, config.view)
-        ]
-        yield _store(
-            torch.from_numpy(np.concatenate(clips)),  # (R, V, C)
-            {name: index[name] for name in table[schema.SAMPLE_ID].to_pylist()},
-            skeleton=dataset.skeleton,
-            config=config,
-            second_body=dataset.second_body_for(protocol),
-            device=device,
-        )
+    for table in dataset.tables(_CLIP_COLUMNS):
+        clips = dict(_relative_clips(table, dataset, index, view=config.view))
+        if clips:
+            rows = [clip.reshape(-1, *clip.shape[2:]) for clip in clips.values()]  # (M*T, V, C)
+            yield _store(
+                torch.from_numpy(np.concatenate(rows)),  # (R, V, C)
+                {name: index[name] for name in clips},
+                skeleton=dataset.skeleton,
+                config=config,
+                second_body=dataset.second_body_for(protocol),
+                device=device,
+            )
 
 
 def read_index(
@@ -325,34 +316,52 @@ def _empty_rows(shape: tuple[int, int, int], resident_gib: float) -> Tensor | np
         return np.memmap(file, np.float32, mode="w+", shape=shape)
 
 
-def _tables_of(
-    dataset: SkeletonDataset, index: Mapping[str, SplitEntry], columns: list[str]
-) -> Iterator[pa.Table]:
-    """The rows of an index, part by part; parts without any are passed over."""
+def _read_into(
+    rows: np.ndarray,
+    dataset: SkeletonDataset,
+    index: Mapping[str, SplitEntry],
+    *,
+    view: str,
+    texts: dict[str, list[str]] | None,
+    prompt_ids: Sequence[str],
+) -> None:
+    """Fill the rows (R, V, C) with the clips of an index; texts with their captions, if given."""
+    at = 0
+    columns = _CLIP_COLUMNS if texts is None else (*_CLIP_COLUMNS, schema.CAPTIONS)
     for table in dataset.tables(columns):
-        table = table.filter([name in index for name in table[schema.SAMPLE_ID].to_pylist()])
-        if table.num_rows:
-            yield table
+        for _, clip in _relative_clips(table, dataset, index, view=view):
+            count = clip.shape[0] * clip.shape[1]
+            rows[at : at + count] = clip.reshape(count, *clip.shape[2:])  # (M*T, V, C)
+            at += count
+        if texts is not None:
+            texts |= _captions(table, index, prompt_ids)
+    assert at == len(rows), "the parts hold other rows than their ids say"
 
 
-def _relative_clips(table: pa.Table, dataset: SkeletonDataset, view: str) -> Iterator[np.ndarray]:
-    """`relative_joints` of every row of a table, one by one.
+def _relative_clips(
+    table: pa.Table, dataset: SkeletonDataset, index: Mapping[str, SplitEntry], *, view: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The rows of a table that an index names: sample_id and `relative_joints`, one by one.
 
     Raises:
         ValueError: joints are not finite, or have no image size.
     """
-    names = table[schema.SAMPLE_ID].to_pylist()
-    clips = joints_of_table(table, dataset.skeleton)
-    widths, heights = (
-        table[column].to_pylist() for column in (schema.IMAGE_WIDTH, schema.IMAGE_HEIGHT)
+    names, widths, heights = (
+        table[column].to_pylist()
+        for column in (schema.SAMPLE_ID, schema.IMAGE_WIDTH, schema.IMAGE_HEIGHT)
     )
+    clips = joints_of_table(table, dataset.skeleton)
+    # Asked of the whole table first: clip by clip only where one must be named.
+    is_finite = all(np.isfinite(chunk.values).all() for chunk in table[schema.JOINTS].chunks)
     for name, clip, width, height in zip(names, clips, widths, heights, strict=True):
-        if not np.isfinite(clip).all():
+        if name not in index:
+            continue
+        if not is_finite and not np.isfinite(clip).all():
             raise ValueError(
                 f"sample {name} of {dataset.folder} has joints that are not numbers; build the "
                 "data set anew with `hoc build-dataset`"
             )
-        yield relative_joints(
+        relative = relative_joints(
             clip,
             name=name,
             skeleton=dataset.skeleton,
@@ -360,11 +369,19 @@ def _relative_clips(table: pa.Table, dataset: SkeletonDataset, view: str) -> Ite
             view=view,
             image_size=(width, height) if width and height else None,
         )
+        yield name, relative
 
 
-def _captions(table: pa.Table, prompt_ids: Sequence[str]) -> dict[str, list[str]]:
-    """The captions of every row of a table, of the chosen prompts or of all."""
-    names, captions = (table[column].to_pylist() for column in (schema.SAMPLE_ID, schema.CAPTIONS))
+def _captions(
+    table: pa.Table, index: Mapping[str, SplitEntry], prompt_ids: Sequence[str]
+) -> dict[str, list[str]]:
+    """The captions of the rows of a table that an index names, of the chosen prompts or of all.
+
+    Those of other rows become no Python text.
+    """
+    table = table.select([schema.SAMPLE_ID, schema.CAPTIONS])
+    table = table.filter([name in index for name in table[schema.SAMPLE_ID].to_pylist()])
+    names, captions = (column.to_pylist() for column in table.columns)
     return {
         name: [
             entry[schema.TEXT]

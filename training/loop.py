@@ -35,18 +35,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from datasets_build.progress import Progress
+from training.checkpoint import has_checkpoint
 from training.config import LoopConfig, OptimConfig
 from training.execution import compile_encoder
 from training.methods.method import Method, StepOutput
-from training.metrics import MetricsLog
+from training.metrics import MetricsLog, metric_label
 from training.optim import lr_factor, set_lr
 from training.replay import save_bad_step
 from training.run_state import RunState
 from training.seeding import seed_step, seeded
 from training.skeleton_data import Picks, SkeletonBatch, SkeletonStore
+from training.termination import EXIT_CODE, noted_sigterm
 from training.trackers import open_trackers
-
-_NONE_BAD = 2**62  # stands for "no step" where the smallest step is looked for
+from training.window import NONE_BAD, Window
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -64,7 +65,7 @@ class LoopResult:
         seconds: wall time of this start.
         samples_per_s: training samples a second of this start, without evaluation and checkpoints;
             0 where no step was left.
-        last: the last line of training metrics.
+        last: the last training metrics, and those of the last evaluation.
     """
 
     epochs: int
@@ -98,10 +99,11 @@ def fit(
         folder: run folder; metrics.jsonl and last/ are written there, by the first process.
         request: what decides the weights; saved with every checkpoint.
         progress: told of every logged step.
-        evaluate: scores a method for the log, every `evaluate_every_epochs`; told of the epochs
-            trained by then.
+        evaluate: scores a method for the log, every `evaluate_every_epochs` and after the last
+            epoch; told of the epochs trained by then. Only the first process calls it.
 
     Raises:
+        SystemExit: SIGTERM came; a checkpoint is saved.
         NonFiniteLossError: the loss or its gradient is infinite or no number.
         ValueError: the checkpoint is of another model, or a tracker is not installed.
         OSError: a checkpoint could not be written.
@@ -139,7 +141,13 @@ class _Fit:
         self.timed_s = 0.0
         self.timed_samples = 0
         # The method is already on the device, and its state is restored there.
-        self.state = RunState(method, optim=optim, loop=loop, scaler=accelerator.scaler)
+        self.state = RunState(
+            method,
+            optim=optim,
+            loop=loop,
+            scaler=accelerator.scaler,
+            num_processes=accelerator.num_processes,
+        )
         self.state.restore(folder)
         self.accelerator.wait_for_everyone()  # nobody writes while another reads
         self.call, self.stepper = accelerator.prepare(method, self.state.optimizer)
@@ -151,6 +159,7 @@ class _Fit:
         self.log: MetricsLog | None = None
         self.last_save_s = time.monotonic()
         self.is_save_due = False
+        self.is_stop_due = False
 
     def run(self) -> LoopResult:
         """All epochs that are left."""
@@ -166,10 +175,16 @@ class _Fit:
                 config=self.request,
             )
             self.log = MetricsLog(self.folder, step=state.step, trackers=trackers)
-        left = loop.epochs * self.steps_per_epoch - state.step
+        total = loop.epochs * self.steps_per_epoch
+        left = total - state.step
+        if state.step:
+            epoch = min(state.step // self.steps_per_epoch + 1, loop.epochs)
+            where = f"step {state.step} of {total} (epoch {epoch} of {loop.epochs})"
+            self.progress.message(f"{self.folder}: going on from {where}")
         self.progress.start("train", left * loop.batch_size, unit="samples")
         try:
-            with seeded(loop.seed, "steps"):  # each step has a seed of its own
+            # Each step has a seed of its own.
+            with seeded(loop.seed, "steps"), noted_sigterm() as self.is_stop_asked:
                 for epoch in range(state.step // self.steps_per_epoch, loop.epochs):
                     self._train_epoch(epoch)
                     self._end_epoch(epoch)
@@ -183,7 +198,7 @@ class _Fit:
             resumed_from=first_step,
             seconds=time.perf_counter() - started,
             samples_per_s=self.timed_samples / self.timed_s if self.timed_s else 0.0,
-            last=state.metrics,
+            last={**state.metrics, **state.evaluation},
         )
 
     def _train_epoch(self, epoch: int) -> None:
@@ -195,7 +210,7 @@ class _Fit:
         own = range(self.rank * loop.accumulation, (self.rank + 1) * loop.accumulation)
         parts = (self._part(picks, step, part) for step in range(state.step, end) for part in own)
         batches = self.store.batches(parts, seed=loop.seed, epoch=epoch, training=True)
-        window = _Window(state.step)
+        window = Window(state.step)
         while state.step < end:
             factor = lr_factor(
                 self.optim,
@@ -211,9 +226,10 @@ class _Fit:
                 self._report(window, epoch, self.optim.lr * factor)
                 if self.is_save_due and state.step < end:  # at the end: after the evaluation
                     self._save(epoch)
-                window = _Window(state.step)
+                    self._leave_if_asked()
+                window = Window(state.step)
 
-    def _train_step(self, batches: Iterator[SkeletonBatch], window: _Window) -> None:
+    def _train_step(self, batches: Iterator[SkeletonBatch], window: Window) -> None:
         """One optimiser step over all parts of this process."""
         loop, accelerator, state = self.loop, self.accelerator, self.state
         seed_step(self.generator, loop.seed, step=state.step, rank=self.rank)
@@ -249,8 +265,8 @@ class _Fit:
         start = step % self.steps_per_epoch * self.loop.batch_size + part * size
         return picks.part(start, start + size)
 
-    def _read(self, window: _Window, picks: Picks, epoch: int) -> None:
-        """Wait for the device: means of the window, whether to stop, whether to save."""
+    def _read(self, window: Window, picks: Picks, epoch: int) -> None:
+        """Wait for the device: means of the window, whether to fail, to save, to stop."""
         minutes = self.loop.checkpoint_every_minutes
         is_due = bool(minutes) and time.monotonic() - self.last_save_s >= 60 * minutes
         means = self.accelerator.reduce(window.means(), reduction="mean").tolist()
@@ -260,11 +276,14 @@ class _Fit:
         }
         # Each process has its own first bad step and clock; the smallest step and the first
         # process's clock count.
-        own = torch.stack([window.first_bad(), window.first_bad().new_tensor(int(is_due))])
+        # A SIGTERM counts whichever process it came to.
+        bad = window.first_bad()
+        own = torch.stack([bad, *bad.new_tensor([is_due, self.is_stop_asked()])])
         rows = self.accelerator.gather(own[None]).tolist()
-        self.is_save_due = bool(rows[0][1])
+        self.is_stop_due = any(row[2] for row in rows)
+        self.is_save_due = bool(rows[0][1]) or self.is_stop_due
         bad_step = min(row[0] for row in rows)
-        if bad_step < _NONE_BAD:
+        if bad_step < NONE_BAD:
             self._stop(bad_step, picks, epoch)
 
     def _stop(self, step: int, picks: Picks, epoch: int) -> None:
@@ -283,35 +302,48 @@ class _Fit:
                 num_processes=self.accelerator.num_processes,
             )
         self.accelerator.wait_for_everyone()
+        saved = "The last checkpoint is whole" if has_checkpoint(self.folder) else "None was saved"
+        todo = "lower optim.lr, set optim.clip_norm"
+        if self.loop.mixed_precision != "no":
+            todo += ", or use loop.mixed_precision = no"
         raise NonFiniteLossError(
             f"the loss or its gradient is not finite at step {step} (epoch {epoch + 1}); the "
             f"batch, weights and seed are in {where}: `hoc replay {self.folder}` tells where the "
-            "first such number arises. The last checkpoint is whole. Lower optim.lr, set "
-            "optim.clip_norm, or use loop.mixed_precision = no"
+            f"first such number arises. {saved}: {todo}"
         )
 
-    def _report(self, window: _Window, epoch: int, lr: float) -> None:
+    def _report(self, window: Window, epoch: int, lr: float) -> None:
         num_samples = len(window.guards) * self.loop.batch_size
         self.timed_s += window.seconds
         self.timed_samples += num_samples
         state = self.state
-        shown = " ".join(
-            f"{name.removeprefix('train/')} {value:.3f}" for name, value in state.metrics.items()
-        )
         state.metrics["lr"] = lr
         if self.log is not None:
             rate = {"samples_per_s": num_samples / window.seconds}
             self.log.write({"epoch": epoch, "step": state.step, **state.metrics, **rate})
-        self.progress.advance(num_samples, note=f"epoch {epoch + 1}/{self.loop.epochs} {shown}")
+        self.progress.advance(num_samples, note=self._note(epoch))
+
+    def _note(self, epoch: int) -> str:
+        """What the progress display says beside its bar."""
+        values = {**self.state.metrics, **self.state.evaluation}
+        shown = [
+            f"{metric_label(name)} {value:.3f}"
+            for name, value in values.items()
+            if name.startswith("train/") or name.endswith("/top1")
+        ]
+        return " ".join([f"epoch {epoch + 1}/{self.loop.epochs}", *shown]).replace("train/", "")
 
     def _end_epoch(self, epoch: int) -> None:
         """Evaluate, then save: a checkpoint's metric lines are all written before it."""
         loop, num_done = self.loop, epoch + 1
-        if loop.evaluate_every_epochs and num_done % loop.evaluate_every_epochs == 0:
-            self._evaluate(epoch)
         is_last = num_done == loop.epochs
+        every = loop.evaluate_every_epochs
+        if every and (is_last or num_done % every == 0):
+            self._evaluate(epoch)
         if is_last or num_done % loop.checkpoint_every_epochs == 0 or self.is_save_due:
             self._save(num_done)
+        if not is_last:
+            self._leave_if_asked()
 
     def _evaluate(self, epoch: int) -> None:
         """Score the weights that would be saved; only the main process works, the others wait."""
@@ -320,6 +352,8 @@ class _Fit:
                 values = self.evaluate(self.method, epoch + 1)
             assert self.log is not None, "the main process has the log"
             self.log.write({"epoch": epoch, "step": self.state.step, **values})
+            self.state.evaluation = values
+            self.progress.advance(0, note=self._note(epoch))
         self.accelerator.wait_for_everyone()
 
     def _save(self, epochs: int) -> None:
@@ -329,35 +363,11 @@ class _Fit:
         self.last_save_s = time.monotonic()
         self.is_save_due = False
 
-
-class _Window:
-    """Losses and metrics on the device since the last reading.
-
-    Attributes:
-        names: of the metrics.
-        guards: the guard of every step, 1 or nan.
-        seconds: from the first step until the reading.
-    """
-
-    def __init__(self, first_step: int) -> None:
-        self.first_step = first_step
-        self.began = time.perf_counter()
-        self.seconds = 0.0
-        self.names: list[str] = []
-        self.guards: list[Tensor] = []
-        self._parts: list[Tensor] = []
-
-    def add(self, output: StepOutput) -> None:
-        """Take in one part of one step, without waiting for the device."""
-        self.names = ["loss", *output.metrics]
-        values = [output.loss.detach(), *output.metrics.values()]
-        self._parts.append(torch.stack([value.float() for value in values]))
-
-    def means(self) -> Tensor:
-        """Means over the parts, in the order of `names`, on the device."""
-        return torch.stack(self._parts).mean(dim=0)  # (num_names,)
-
-    def first_bad(self) -> Tensor:
-        """The first step with a guard of nan, or _NONE_BAD; int64 on the device."""
-        is_bad = torch.stack(self.guards).isnan()
-        return torch.where(is_bad.any(), is_bad.long().argmax() + self.first_step, _NONE_BAD)
+    def _leave_if_asked(self) -> None:
+        """End the process after a SIGTERM, now that all is saved."""
+        if self.is_stop_due:
+            self.progress.message(
+                f"stopped by SIGTERM after step {self.state.step}, which is saved; the same "
+                "command goes on from there"
+            )
+            raise SystemExit(EXIT_CODE)

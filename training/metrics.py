@@ -171,6 +171,14 @@ def write_confusion_png(path: Path, matrix: np.ndarray, names: Sequence[str], ti
     write_bytes_atomic(path, data.getvalue())
 
 
+def metric_label(name: str) -> str:
+    """How a metric of the log is called where people read it.
+
+    Numbers of the test split that a run sees while it trains are no results: they are watched.
+    """
+    return f"{name} (watched)" if name.startswith("test/") else name
+
+
 class MetricsLog:
     """metrics.jsonl, one JSON object a line with "epoch" and "step"; trackers are told the same."""
 

@@ -79,7 +79,8 @@ def write_onnx(model: SkeletonModel, path: Path, *, progress: Progress) -> OnnxS
     """Write a model as ONNX and compare it with onnxruntime's answers on seeded clips.
 
     The file stands under its name only when it passed. Its metadata are text: "classes" (a JSON
-    list in label order), "stream", "view", "num_frames", "protocol" and "skeleton" (JSON).
+    list in label order), "stream", "orphan" (see training.streams), "view", "num_frames",
+    "protocol" and "skeleton" (JSON).
 
     Args:
         model: on the CPU.
@@ -193,6 +194,7 @@ def _metadata(model: SkeletonModel) -> dict[str, str]:
     return {
         "classes": json.dumps(model.class_names, ensure_ascii=False),
         "stream": inputs.stream,
+        "orphan": inputs.orphan,
         "view": inputs.view,
         "num_frames": str(inputs.num_frames),
         "protocol": inputs.protocol,

@@ -30,14 +30,20 @@ from datasets_build.joints import skeleton_from_json
 from datasets_build.manifest import read_json, sha256_file
 from datasets_build.settings import resolve
 from training.build import RunRecord, build_model, read_run
-from training.checkpoint import MADE_BY, MODEL_FILE, load_weights, model_path, read_request
+from training.checkpoint import (
+    ENVIRONMENT_FILE,
+    MADE_BY,
+    MODEL_FILE,
+    load_weights,
+    model_path,
+    read_request,
+)
 from training.config import DataConfig, ModelConfig
-from training.evaluate import metrics_file
 from training.loading import one_clip
 from training.methods.method import copy_state
 from training.model_card import card_text
+from training.scores import metrics_file
 from training.seeding import seeded
-from training.train import ENVIRONMENT_FILE
 
 _ENCODER = "encoder."  # what its names begin with in a method and here
 # Settings of a recipe's [data] that say nothing of what one clip becomes.
@@ -348,9 +354,14 @@ def _training(record: RunRecord) -> dict[str, Any]:
     path = metrics_file(folder, "test")
     if path.is_file():
         metrics = read_json(path, made_by="hoc evaluate")
-        ours = (epochs, sha256_file(model_path(folder)))
-        theirs = (metrics["epochs"], metrics.get("weights_sha256", ours[1]))
-        if theirs == ours:  # else they are of weights that the run no longer has
+        ours = {
+            "epochs": epochs,
+            "weights_sha256": sha256_file(model_path(folder)),
+            "dataset_fingerprint": record.dataset_fingerprint,
+            "protocol": request["protocol"],
+        }
+        # Else they are of weights that the run no longer has, or of another task.
+        if all(metrics.get(key, value) == value for key, value in ours.items()):
             kept = ("dataset", "protocol", "num_samples", "top1", "top5", "mean_class")
             values["test"] = {key: metrics[key] for key in kept}
     return values

@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from datasets_build.manifest import read_json, replaced_file, write_json
-from training.build import build_method, pick_device, read_run
+from datasets_build.manifest import fingerprint, read_json, replaced_file, write_json
+from training.build import RunRecord, build_method, pick_device, read_run
 from training.checkpoint import MADE_BY
 from training.methods.method import Method, StepOutput, copy_state
 from training.seeding import cpu_threads, seed_step, seeded
@@ -113,7 +113,7 @@ def save_bad_step(
     """Write nonfinite.json and nonfinite.safetensors.
 
     Args:
-        folder: run folder.
+        folder: run folder, with its config.json.
         method: with the weights that the step began with.
         batches: the parts of the step: process by process, accumulated parts in order.
         epoch: 0-based.
@@ -131,6 +131,7 @@ def save_bad_step(
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file.name)
     path = folder / NONFINITE_FILE
     record = {
+        "request": _asked_fingerprint(read_run(folder)),
         "epoch": epoch,
         "step": step,
         "num_processes": num_processes,
@@ -148,11 +149,21 @@ def replay(folder: Path, *, device: str = "auto") -> Replay:
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
-        FileNotFoundError: no such step was saved.
+        FileNotFoundError: it is no run, or no such step was saved.
         ValueError: the files are not those of this run.
     """
-    record = read_json(folder / NONFINITE_FILE, made_by=f"{MADE_BY} when a loss is not finite")
     run, where = read_run(folder), pick_device(device)
+    path = folder / NONFINITE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"nothing to replay: {folder} met no loss that is not finite (there is no {path.name})"
+        )
+    record = read_json(path, made_by=MADE_BY)
+    if record.get("request") != _asked_fingerprint(run):
+        raise ValueError(
+            f"nothing to replay: {path} was saved by a run with other settings or other data than "
+            f"{folder} holds by now; remove it"
+        )
     loop = run.config.loop
     tensors = {k: v.to(where) for k, v in load_file(folder / NONFINITE_TENSORS).items()}
     with seeded(0, "replaced weights"):
@@ -182,6 +193,17 @@ def replay(folder: Path, *, device: str = "auto") -> Replay:
                     findings += found
                     bad_ids = bad_ids or list(ids)
     return Replay(folder, record["epoch"], record["step"], bad_ids, losses, findings)
+
+
+def _asked_fingerprint(run: RunRecord) -> str:
+    """A hash over what decides a run's numbers."""
+    return fingerprint(
+        {
+            **run.config.request(),
+            "dataset_fingerprint": run.dataset_fingerprint,
+            "protocol_fingerprint": run.protocol_fingerprint,
+        }
+    )
 
 
 def _run_part(

@@ -6,6 +6,7 @@ tells the place in the epoch, and all that a step draws follows from its number 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from training.config import LoopConfig, OptimConfig
 from training.methods.method import Method, copy_state
 from training.optim import AveragedWeights, make_optimizer
 
+logger = logging.getLogger(__name__)
+
 _RAW = "weights/"  # prefix of the weights that are trained, where the average is what is evaluated
 
 
@@ -37,6 +40,7 @@ class RunState:
         average: the averaged weights; None without.
         step: finished optimiser steps.
         metrics: the last training metrics, as logged.
+        evaluation: those of the last evaluation; empty before it.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class RunState:
         optim: OptimConfig,
         loop: LoopConfig,
         scaler: torch.amp.GradScaler | None,
+        num_processes: int = 1,
     ) -> None:
         """The state before the first step.
 
@@ -54,11 +59,14 @@ class RunState:
             optim: optimiser.
             loop: whether weights are averaged.
             scaler: accelerate's, in fp16.
+            num_processes: that share each step.
         """
         self.method = method
         self.scaler = scaler
         self.step = 0
         self.metrics: dict[str, float] = {}
+        self.evaluation: dict[str, float] = {}
+        self.num_processes = num_processes
         self.optimizer = make_optimizer(method.param_groups(optim), optim)
         self.average = (
             None
@@ -79,7 +87,12 @@ class RunState:
         """
         state, optimizer = pack_optimizer(self.optimizer)
         weights = self.method.saved_state()
-        numbers: dict[str, Any] = {"optimizer": optimizer, "metrics": self.metrics}
+        numbers: dict[str, Any] = {
+            "optimizer": optimizer,
+            "metrics": self.metrics,
+            "evaluation": self.evaluation,
+            "num_processes": self.num_processes,
+        }
         if self.scaler is not None:
             numbers["scaler"] = self.scaler.state_dict()
         if self.average is not None:
@@ -111,6 +124,17 @@ class RunState:
         if self.scaler is not None:
             self.scaler.load_state_dict(saved.numbers["scaler"])
         self.step, self.metrics = saved.step, saved.numbers.get("metrics", {})
+        self.evaluation = saved.numbers.get("evaluation", {})
+        before = saved.numbers.get("num_processes", self.num_processes)  # not in earlier versions
+        if before != self.num_processes:
+            logger.warning(
+                "%s was trained by %d process(es) until step %d and goes on with %d: batch norms "
+                "see other parts of a batch, so that neither number alone gives these weights",
+                folder,
+                before,
+                self.step,
+                self.num_processes,
+            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

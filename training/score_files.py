@@ -25,12 +25,12 @@ import numpy as np
 from datasets_build import ctrgcn, pyskl, schema
 from datasets_build.ctrgcn_samples import original_order
 from datasets_build.dataset import SkeletonDataset, open_dataset
-from datasets_build.manifest import read_json, replaced_file
+from datasets_build.manifest import replaced_file
 from datasets_build.npz_files import ExportSummary
 from datasets_build.pickles import pickled, read_pickle
 from datasets_build.protocols import NW_UCLA, PROTOCOLS, Protocol, SampleIds
 from training.build import read_run
-from training.evaluate import metrics_file, read_scores, scores_file
+from training.scores import read_evaluation, scores_file
 
 ScoreFormat = Literal["ctrgcn-pkl", "pyskl-pkl"]
 Part = Literal["test", "train"]
@@ -123,8 +123,8 @@ def export_scores(
 
 def _read_scored(run: Path, split: Part, dataset: Path | None) -> _Scored:
     record = read_run(run)
-    names, _, scores = read_scores(scores_file(run, split))
-    metrics = read_json(metrics_file(run, split), made_by="hoc evaluate")
+    found = read_evaluation(run, split)
+    metrics = found.record
     opened = open_dataset(dataset or record.config.data.dataset)
     if opened.fingerprint != metrics["dataset_fingerprint"]:
         raise ValueError(
@@ -133,7 +133,7 @@ def _read_scored(run: Path, split: Part, dataset: Path | None) -> _Scored:
             "was built anew. Give the one that was scored as DATA"
         )
     return _Scored(
-        of_sample=dict(zip(names, scores, strict=True)),
+        of_sample=dict(zip(found.sample_ids, found.scores, strict=True)),
         action_ids=[entry["action_id"] for entry in record.classes],
         dataset=opened,
         protocol=opened.protocol(metrics["protocol"]),

@@ -121,7 +121,9 @@ def side_by_side(
                 yield event
     finally:
         for _, process in running.values():
-            _end(process)
+            process.terminate()  # once: a run that trains saves and leaves, at a second one at once
+        for _, process in running.values():
+            process.join()
 
 
 def _receive(pipe: Connection, number: int, process: BaseProcess) -> Event:

@@ -111,7 +111,7 @@ class Picks:
 class _Captions:
     """Tokenised captions: those of sample i are rows first[i] .. first[i + 1] - 1."""
 
-    tokens: Tensor  # (num_captions, L), device
+    tokens: Tensor  # (num_captions, L) int32: half the memory of what batches hold; device
     mask: Tensor  # (num_captions, L), device
     num_tokens: np.ndarray  # (num_captions,), host
     first: np.ndarray  # (n + 1,), host
@@ -187,7 +187,7 @@ class SkeletonStore:
         tokens, mask = tokenize(flat, max_tokens)  # (num_captions, L)
         counts = [len(texts) for texts in self.texts]
         self._captions = _Captions(
-            tokens.to(self.device),
+            tokens.to(self.device, torch.int32),
             mask.to(self.device).bool(),
             mask.sum(dim=1).cpu().numpy().astype(np.int64),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

@@ -20,24 +20,22 @@ from pathlib import Path
 import torch
 
 from datasets_build.dataset import SkeletonDataset, open_dataset
-from datasets_build.manifest import environment, read_json, sha256_file
+from datasets_build.manifest import read_json, sha256_file
 from datasets_build.progress import Progress, SilentProgress
 from training import ensemble, evaluate, train
 from training.build import build_model, pick_device
-from training.checkpoint import LAST, MODEL_FILE, read_request
+from training.checkpoint import ENVIRONMENT_FILE, LAST, MADE_BY, MODEL_FILE, read_request
 from training.config import EnsembleConfig, EvaluateConfig, SweepConfig
 from training.loop import NonFiniteLossError
+from training.scores import SCORES_SHA256, metrics_file, scores_file
 from training.seeding import seeded
 from training.side_by_side import side_by_side
 from training.streams import is_motion
 from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
-from training.sweep_results import EnsembleResult, Reached, RunResult, SweepSummary
+from training.sweep_results import EnsembleResult, MadeBy, Reached, RunResult, SweepSummary
 
-# In folder names and in words; weights of position and of motion streams.
-RULES = {
-    "equal": ("ensemble, equal weights", 1.0, 1.0),
-    "fixed": ("ensemble, positions 1.5, motions 1", 1.5, 1.0),
-}
+# In folder names and in the table; weights of position and of motion streams.
+RULES = {"equal": ("sum 1:1", 1.0, 1.0), "fixed": ("sum 1.5:1", 1.5, 1.0)}
 
 
 def run(config: SweepConfig, progress: Progress) -> SweepSummary:
@@ -73,7 +71,6 @@ class _Sweep:
         self.plan = plan
         self.dataset = dataset
         self.protocol = protocol
-        self.environment = environment()
         self.results: dict[Path, RunResult] = {}
         self.ensembles: dict[Path, EnsembleResult] = {}
 
@@ -104,7 +101,6 @@ class _Sweep:
             dataset=self.dataset.name,
             dataset_fingerprint=self.dataset.fingerprint,
             protocol=self.protocol,
-            environment=self.environment,
             runs=tuple(result for result in results if result is not None),
             ensembles=tuple(self.ensembles.values()),
         )
@@ -156,6 +152,8 @@ class _Sweep:
                 weights=None if key == "equal" else tuple(weights.values()),
                 out=folder,
             )
+            # The folder is the sweep's own: an ensemble of fewer or other streams gives way.
+            (folder / ensemble.ENSEMBLE_FILE).unlink(missing_ok=True)
             found = ensemble.run(settings, SilentProgress()).accuracy
             reached = Reached(found.top1, found.top5, found.mean_class)
             self.ensembles[folder] = EnsembleResult(
@@ -191,6 +189,7 @@ def measure(planned: PlannedRun, progress: Progress) -> RunResult:
         epochs=trained.epochs,
         train_seconds=trained.seconds,
         samples_per_s=trained.samples_per_s,
+        made_by=_made_by(config.out),
     )
 
 
@@ -203,13 +202,24 @@ def _failed(planned: PlannedRun, error: Exception) -> RunResult:
         planned.config.out,
         problem=str(error) if is_sentence else f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),
+        made_by=_made_by(planned.config.out),
     )
+
+
+def _made_by(folder: Path) -> tuple[MadeBy, ...]:
+    """The commits and devices of a run's starts, each pair once; empty before the first start."""
+    path = folder / ENVIRONMENT_FILE
+    if not path.is_file():
+        return ()
+    first = read_json(path, made_by=MADE_BY)
+    starts = first.get("starts", [first])
+    return tuple(dict.fromkeys(MadeBy(start["git_commit"], start["device"]) for start in starts))
 
 
 def _scored_before(folder: Path) -> Reached | None:
     """The test accuracies in a run folder, where they are of its present weights and own data."""
-    path = evaluate.metrics_file(folder, "test")
-    if not path.is_file() or not evaluate.scores_file(folder, "test").is_file():
+    path, scores = metrics_file(folder, "test"), scores_file(folder, "test")
+    if not path.is_file() or not scores.is_file():
         return None
     found = read_json(path, made_by="hoc evaluate")
     _, request = read_request(folder)
@@ -219,6 +229,8 @@ def _scored_before(folder: Path) -> Reached | None:
         "protocol": request["protocol"],
     }
     if any(found.get(key) != value for key, value in now.items()):
+        return None
+    if found.get(SCORES_SHA256) not in (None, sha256_file(scores)):
         return None
     return Reached(found["top1"], found["top5"], found["mean_class"])
 

@@ -14,9 +14,15 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from datasets_build.settings import Settings, parse_assignment, read_toml, resolve
-from training.config import SweepConfig, TrainConfig, load_recipe, named_in, recipe_names
+from training.config import (
+    SWEEPS_FOLDER,
+    SweepConfig,
+    TrainConfig,
+    load_recipe,
+    named_in,
+    recipe_names,
+)
 
-SWEEPS_FOLDER = Path(__file__).resolve().parent / "sweeps"
 _FLAGS = {
     "out": "--out",
     "data.dataset": "--data",

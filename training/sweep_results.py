@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from datasets_build.manifest import write_bytes_atomic, write_json
 from training.sweep_plan import SweepPlan
 
 JSON_FILE, CSV_FILE, MARKDOWN_FILE = "sweep.json", "sweep.csv", "sweep.md"
+_MOST_LETTERS = 160  # of a failure beside the table; our choice: two lines of a terminal
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,19 @@ class Reached:
 
 
 @dataclass(frozen=True)
+class MadeBy:
+    """What a start of a training ran.
+
+    Attributes:
+        git_commit: of the source tree; None outside a git checkout.
+        device: "cpu", or the name of the accelerator.
+    """
+
+    git_commit: str | None
+    device: str
+
+
+@dataclass(frozen=True)
 class RunResult:
     """How one run of a sweep ended.
 
@@ -50,6 +65,7 @@ class RunResult:
         samples_per_s: training rate of that start.
         problem: the sentence of what stopped it; empty where nothing did.
         traceback: where it was stopped.
+        made_by: what trained it, over all its starts.
     """
 
     row: str
@@ -62,6 +78,7 @@ class RunResult:
     samples_per_s: float = 0.0
     problem: str = ""
     traceback: str = ""
+    made_by: tuple[MadeBy, ...] = ()
 
     @property
     def name(self) -> str:
@@ -76,7 +93,7 @@ class EnsembleResult:
     Attributes:
         row: the row's name.
         seed: of all its runs.
-        rule: the weights in words.
+        rule: "sum P:M", weights P of position and M of motion streams.
         weights: of every stream.
         folder: where its files are.
         reached: its accuracies.
@@ -133,7 +150,6 @@ class SweepSummary:
         dataset: name of the data set.
         dataset_fingerprint: identifies its content.
         protocol: the split rule; several names where the recipes differ.
-        environment: versions, platform and git commit.
         runs: those that ended, in the order of the plan.
         ensembles: of the rows and seeds whose streams all ended well.
     """
@@ -143,7 +159,6 @@ class SweepSummary:
     dataset: str
     dataset_fingerprint: str
     protocol: str
-    environment: dict[str, Any]
     runs: tuple[RunResult, ...]
     ensembles: tuple[EnsembleResult, ...]
 
@@ -151,6 +166,33 @@ class SweepSummary:
     def failures(self) -> tuple[RunResult, ...]:
         """Runs that were stopped by an error."""
         return tuple(run for run in self.runs if run.reached is None)
+
+    @property
+    def made_by(self) -> tuple[MadeBy, ...]:
+        """The commits and devices of all runs, each pair once."""
+        return tuple(dict.fromkeys(made_by for run in self.runs for made_by in run.made_by))
+
+    def notes(self) -> list[str]:
+        """What a reader of the table must know, a sentence or so each; failures shortened."""
+        made = [f"{by.git_commit or 'an unknown commit'} on {by.device}" for by in self.made_by]
+        notes = [
+            f"Data set {self.dataset}, protocol {self.protocol}; top-1 in %, last epoch; "
+            f"{len(self.runs)} of {len(self.plan.runs)} runs ended.",
+        ]
+        if len(self.plan.seeds) > 1:
+            notes.append("mean and std are over the seeds (std with n - 1).")
+        if self.ensembles:
+            notes.append(
+                "sum P:M adds the scores of a row's streams; positions weigh P, motions M."
+            )
+        if made:
+            notes.append(f"Trained by {'; '.join(made)}.")
+        for run in self.failures:
+            problem = textwrap.shorten(run.problem, _MOST_LETTERS, placeholder=" ...")
+            notes.append(f"Failed: {run.name}: {problem}")
+        if self.failures:
+            notes.append(f"The whole of what a failed run said is in {JSON_FILE}.")
+        return notes
 
     def lines(self) -> list[Line]:
         """The table, row by row: its streams, then its ensembles."""
@@ -160,7 +202,8 @@ class SweepSummary:
             for run in self.runs
         }
         found |= {(sum_.row, sum_.rule, sum_.seed): sum_.reached.top1 for sum_ in self.ensembles}
-        rules = list(dict.fromkeys(sum_.rule for sum_ in self.ensembles))
+        sums = {(sum_.row, sum_.rule) for sum_ in self.ensembles}
+        rules = dict.fromkeys(sum_.rule for sum_ in self.ensembles)
         return [
             Line(
                 row.name,
@@ -170,20 +213,26 @@ class SweepSummary:
                 row.paper if what == plan.published_stream else None,
             )
             for row in plan.rows
-            for what in (*plan.streams, *rules)
+            for what in (*plan.streams, *(rule for rule in rules if (row.name, rule) in sums))
         ]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Column names, and the lines as texts; the first two columns are no numbers."""
+        """Column names, and the lines as texts; the first two columns are no numbers.
+
+        A row's label stands on its first line.
+        """
         plan = self.plan
         columns = ["row", "stream", *(f"seed {seed}" for seed in plan.seeds)]
         if len(plan.seeds) > 1:
             columns += ["mean", "std"]
         if plan.published:
-            columns.append(f"published ({plan.published})")
-        rows = []
+            columns.append(f"paper ({plan.published})")
+        rows: list[list[str]] = []
+        last = ""
         for line in self.lines():
-            cells = [line.label, line.what, *map(_percent, line.cells)]
+            label = "" if line.row == last else line.label
+            last = line.row
+            cells = [label, line.what, *map(_percent, line.cells)]
             if len(plan.seeds) > 1:
                 cells += [_percent(line.mean), _percent(line.std)]
             if plan.published:
@@ -205,7 +254,8 @@ class SweepSummary:
             "published": self.plan.published,
             "weights": "last epoch",
             "num_planned": len(self.plan.runs),
-            "environment": self.environment,
+            "std": "over seeds, n - 1",
+            "made_by": [asdict(made_by) for made_by in self.made_by],
             "table": lines,
             "runs": [asdict(run) | {"folder": self._place(run)} for run in self.runs],
             "ensembles": [asdict(sum_) | {"folder": self._place(sum_)} for sum_ in self.ensembles],
@@ -230,14 +280,8 @@ class SweepSummary:
     def _markdown(self) -> str:
         columns, rows = self.table()
         marks = ["---", "---", *("---:" for _ in columns[2:])]
-        commit = self.environment["git_commit"] or "unknown"
-        notes = [
-            f"Data set {self.dataset}, protocol {self.protocol}; top-1 in %, last epoch; "
-            f"{len(self.runs)} of {len(self.plan.runs)} runs ended; commit {commit}."
-        ]
-        notes += [f"Failed: {run.name}: {' '.join(run.problem.split())}" for run in self.failures]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, marks, *rows))
-        return "\n\n".join([f"## {self.plan.title}", table, *notes]) + "\n"
+        table = "\n".join(_markdown_line(cells) for cells in (columns, marks, *rows))
+        return "\n\n".join([f"## {self.plan.title}", table, *self.notes()]) + "\n"
 
     def _csv(self) -> str:
         out = io.StringIO()
@@ -251,6 +295,11 @@ class SweepSummary:
             cells = [sum_.row, sum_.rule, sum_.seed, *_shares(sum_.reached)]
             writer.writerow([*cells, "", self._place(sum_), ""])
         return out.getvalue()
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _shares(reached: Reached | None) -> Sequence[float | str]:

@@ -39,10 +39,9 @@ class TensorBoardTracker:
         Raises:
             ValueError: TensorBoard is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(_missing("loop.tensorboard = true", "tensorboard")) from error
+        check_trackers(tensorboard=True, name=None)
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -74,10 +73,8 @@ class RunTracker:
         Raises:
             ValueError: the package is not installed.
         """
-        try:
-            self._module = importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(_missing(f"loop.tracker = {name}", name)) from error
+        check_trackers(tensorboard=False, name=name)
+        self._module = importlib.import_module(name)
         path = folder / TRACKER_FILE
         if not path.is_file():
             write_json(path, {"id": f"{folder.name}-{secrets.token_hex(4)}"})
@@ -121,5 +118,24 @@ def open_trackers(
     return trackers
 
 
-def _missing(asked: str, package: str) -> str:
-    return f"{asked} needs the package {package}; install it with `pip install 'hocslm[{package}]'`"
+def check_trackers(*, tensorboard: bool, name: str | None) -> None:
+    """Refuse trackers whose packages are not installed.
+
+    Args:
+        tensorboard: TensorBoard is asked for.
+        name: "wandb", "trackio" or None.
+
+    Raises:
+        ValueError: a package is not installed.
+    """
+    asked = [("loop.tensorboard = true", "tensorboard", "torch.utils.tensorboard")] * tensorboard
+    if name is not None:
+        asked.append((f"loop.tracker = {name}", name, name))
+    for setting, package, module in asked:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"{setting} needs the package {package}; install it with "
+                f"`pip install 'hocslm[{package}]'`"
+            ) from error

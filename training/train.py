@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.manifest import environment, read_json, sha256_file, write_json
@@ -30,6 +32,7 @@ from training.checkpoint import (
     has_checkpoint,
     load_weights,
     model_path,
+    read_progress,
     read_request,
     refuse_other_request,
 )
@@ -41,12 +44,14 @@ from training.loop import fit
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method, copy_state
 from training.metrics import accuracy
+from training.replay import NONFINITE_FILE, NONFINITE_TENSORS
+from training.run_folder import note_start, sole_trainer
 from training.seeding import cpu_threads, deterministic_kernels, seeded
 from training.skeleton_data import SkeletonStore, training_problems
+from training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "train.json"
 
 
@@ -64,7 +69,8 @@ class TrainSummary:
         already_finished: nothing was left to do.
         seconds: wall time of the start that finished.
         samples_per_s: training rate of that start.
-        metrics: the last training metrics (train/loss, train/accuracy, ...).
+        metrics: the last training metrics (train/loss, train/accuracy, ...) and, where the run
+            evaluates as it trains, the last of these (test/top1, ...).
     """
 
     folder: Path
@@ -79,6 +85,30 @@ class TrainSummary:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The data of a recipe, and what decides the weights that it ends with."""
+
+    dataset: SkeletonDataset
+    protocol: Protocol
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs before its first step."""
+
+    accelerator: Accelerator
+    store: SkeletonStore
+    method: Method
+    record: RunRecord
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers."""
+        return sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+
+
 def run(config: TrainConfig, progress: Progress) -> TrainSummary:
     """Train, or go on with, or find finished, the run of a recipe in its folder.
 
@@ -87,11 +117,42 @@ def run(config: TrainConfig, progress: Progress) -> TrainSummary:
         progress: told of every logged step.
 
     Raises:
-        ValueError: the recipe does not fit the data, or the folder holds another run.
+        ValueError: the recipe does not fit the data, the folder holds another run, or another
+            process is training there.
         FileNotFoundError: the data set or the run to start from is not there.
         NonFiniteLossError: the loss is infinite or no number.
         OSError: a checkpoint could not be written.
+        SystemExit: SIGTERM came; a checkpoint is saved.
     """
+    asked = open_asked(config)
+    check_trackers(tensorboard=config.loop.tensorboard, name=config.loop.tracker)
+    with ExitStack() as stack:
+        stack.enter_context(cpu_threads(config.loop.num_threads))
+        stack.enter_context(deterministic_kernels(config.loop.deterministic))
+        finished = find_finished(config.out, asked.request)
+        if finished is None:
+            ready = prepare(config, asked)
+            if ready.accelerator.is_main_process:
+                stack.enter_context(sole_trainer(config.out))
+            # Another process may have trained here until now.
+            finished = find_finished(config.out, asked.request)
+        if finished is not None:
+            progress.message(f"{config.out} is already trained; nothing is left to do")
+            return finished
+        return _train(config, asked, ready, progress)
+
+
+def open_asked(config: TrainConfig) -> Asked:
+    """Open the data of a recipe.
+
+    Raises:
+        ValueError, FileNotFoundError: as `run`.
+    """
+    if "encoder" in config.method.freeze and config.method.init_from is None:
+        raise ValueError(
+            "method.freeze has encoder, but there is no method.init_from: random weights would be "
+            "kept; give the run folder whose encoder is to be frozen"
+        )
     dataset = open_dataset(config.data.dataset)
     protocol = dataset.protocol(config.data.protocol)
     request = {
@@ -102,37 +163,38 @@ def run(config: TrainConfig, progress: Progress) -> TrainSummary:
     }
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
-    epochs_done = 0
-    if has_checkpoint(config.out):
-        epochs_done, saved = read_request(config.out)
-        refuse_other_request(config.out, saved, request)
-        finished = _finished(config.out)
-        if finished is not None:
-            progress.message(f"{config.out} is already trained; nothing is left to do")
-            return finished
-    forget_best(config.out, after=epochs_done)
-    with cpu_threads(config.loop.num_threads), deterministic_kernels(config.loop.deterministic):
-        return _train(config, dataset, protocol, request, progress)
+    return Asked(dataset, protocol, request)
 
 
-def _train(
-    config: TrainConfig,
-    dataset: SkeletonDataset,
-    protocol: Protocol,
-    request: dict[str, Any],
-    progress: Progress,
-) -> TrainSummary:
-    loop = config.loop
-    accelerator = make_accelerator(loop, pick_device(loop.device))
+def find_finished(folder: Path, request: dict[str, Any]) -> TrainSummary | None:
+    """The summary of a run that is trained to its end; None for one that is not, or not begun.
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
+    if not has_checkpoint(folder):
+        return None
+    _, saved = read_request(folder)
+    refuse_other_request(folder, saved, request)
+    return _finished(folder)
+
+
+def prepare(config: TrainConfig, asked: Asked) -> Prepared:
+    """Load the training split and build the method on the device.
+
+    Raises:
+        ValueError, FileNotFoundError: as `run`.
+    """
+    dataset, protocol = asked.dataset, asked.protocol
+    accelerator = make_accelerator(config.loop, pick_device(config.loop.device))
     device = accelerator.device
-    needs = METHODS[config.method.name].batch_needs
     store = load_split(
         dataset,
         protocol,
         "train",
         config.data,
         device=device,
-        with_captions="captions" in needs,
+        with_captions="captions" in METHODS[config.method.name].batch_needs,
         prompt_ids=config.method.prompt_ids,
     )
     _refuse_unfit(config, dataset, store)
@@ -147,7 +209,7 @@ def _train(
         family=dataset.family,
         second_body=dataset.second_body_for(protocol),
     )
-    with seeded(loop.seed, "weights"):
+    with seeded(config.loop.seed, "weights"):
         method = build_method(
             config, num_classes=dataset.num_classes, skeleton=dataset.skeleton, device=device
         )
@@ -155,42 +217,52 @@ def _train(
         start_from(method, config.method.init_from, record)
     if isinstance(method, HocSLMMethod):
         store.tokenise(method.language_model.tokenize, config.method.max_caption_tokens)
-    num_parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    if accelerator.is_main_process:
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / SUMMARY_FILE).unlink(missing_ok=True)  # of a run whose checkpoint is gone
-        write_json(config.out / CONFIG_FILE, record.as_json())
-        write_json(config.out / ENVIRONMENT_FILE, _environment(method, device))
-    else:
-        progress = SilentProgress()
+    return Prepared(accelerator, store, method, record)
+
+
+def _train(config: TrainConfig, asked: Asked, ready: Prepared, progress: Progress) -> TrainSummary:
+    is_main = ready.accelerator.is_main_process
+    if is_main:
+        _begin(config.out, ready)
     result = fit(
-        method,
-        store,
+        ready.method,
+        ready.store,
         optim=config.optim,
-        loop=loop,
-        accelerator=accelerator,
+        loop=config.loop,
+        accelerator=ready.accelerator,
         folder=config.out,
-        request=request,
-        progress=progress,
-        evaluate=_evaluation(config, dataset, protocol, device),
+        request=asked.request,
+        progress=progress if is_main else SilentProgress(),
+        evaluate=_evaluation(config, asked, ready.accelerator.device) if is_main else None,
     )
     summary = TrainSummary(
         folder=config.out,
         epochs=result.epochs,
         steps=result.steps,
-        num_samples=len(store),
-        num_parameters=num_parameters,
+        num_samples=len(ready.store),
+        num_parameters=ready.num_parameters,
         resumed_from=result.resumed_from,
         already_finished=False,
         seconds=result.seconds,
         samples_per_s=result.samples_per_s,
         metrics=result.last,
     )
-    if accelerator.is_main_process:
+    if is_main:
         values = dataclasses.asdict(summary)
         del values["folder"], values["already_finished"]
         write_json(config.out / SUMMARY_FILE, values)
     return summary
+
+
+def _begin(folder: Path, ready: Prepared) -> None:
+    """Bring the files beside the checkpoint to the state of a run that begins or goes on now."""
+    epochs, step = read_progress(folder)
+    forget_best(folder, after=epochs)
+    # The summary is of a run whose checkpoint is gone, the bad step of an earlier start.
+    for name in (SUMMARY_FILE, NONFINITE_FILE, NONFINITE_TENSORS):
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / CONFIG_FILE, ready.record.as_json())
+    note_start(folder, _environment(ready), from_step=step)
 
 
 def start_from(method: Method, run_folder: Path, ours: RunRecord) -> None:
@@ -231,7 +303,7 @@ def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: Skeleton
 
 
 def _evaluation(
-    config: TrainConfig, dataset: SkeletonDataset, protocol: Protocol, device: torch.device
+    config: TrainConfig, asked: Asked, device: torch.device
 ) -> Callable[[Method, int], dict[str, float]] | None:
     """What scores a run for its log: its validation split or, to watch only, the test split.
 
@@ -241,8 +313,8 @@ def _evaluation(
         return None
     split: Split = "validation" if config.data.validation_subjects else "test"
     log = "val" if split == "validation" else "test"
-    store = load_split(dataset, protocol, split, config.data, device=device)
-    names = dataset.class_names
+    store = load_split(asked.dataset, asked.protocol, split, config.data, device=device)
+    names = asked.dataset.class_names
 
     def evaluate(method: Method, epochs: int) -> dict[str, float]:
         scores = score_store(method, store, batch_size=config.loop.batch_size)
@@ -255,11 +327,13 @@ def _evaluation(
     return evaluate
 
 
-def _environment(method: Method, device: torch.device) -> dict[str, Any]:
+def _environment(ready: Prepared) -> dict[str, Any]:
+    device, method = ready.accelerator.device, ready.method
     values = {
         **environment(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "num_threads": torch.get_num_threads(),
+        "num_processes": ready.accelerator.num_processes,
     }
     if isinstance(method, HocSLMMethod):
         values["language_model"] = method.language_model.identity

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from captioning.journal import BusyError, Journal, locked
+from captioning.journal import Journal
+from datasets_build.locks import BusyError, locked
 
 
 def row(sample_id: str, status: str = "success", attempts: int = 1) -> dict[str, Any]:

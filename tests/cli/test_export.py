@@ -45,6 +45,14 @@ def test_inputs_hold_what_a_model_sees(data: Path, tmp_path: Path) -> None:
         assert not file["x"][:, :, :, 2].any()  # the root has no bone
     assert hoc("export", "--data", data, *arguments[:-1], tmp_path / "y.npz")[0] == 0
     assert (tmp_path / "y.npz").read_bytes() == out.read_bytes()
+    kept = (*arguments[:-1], tmp_path / "z.npz", "--orphan", "keep")
+    code, output = hoc("export", data, *kept)
+    assert code == 0
+    assert "keep their coordinates" in output
+    with np.load(out) as zero, np.load(tmp_path / "z.npz") as keep:
+        assert keep["x"][:, :, :, 2].any()
+        others = [joint for joint in range(20) if joint != 2]
+        assert np.array_equal(keep["x"][:, :, :, others], zero["x"][:, :, :, others])
 
 
 @pytest.mark.parametrize("format", ["ctrgcn-npz", "pyskl-pkl"])
@@ -66,6 +74,11 @@ def test_other_formats_are_written_where_they_are_asked_for(
         (
             ("--format", "ctrgcn-npz", "--protocol", "nw-ucla", "--stream", "bone"),
             "--stream is for --format inputs",
+        ),
+        (("--format", "pyskl-pkl", "--orphan", "keep"), "--orphan is for --format inputs"),
+        (
+            ("--format", "inputs", "--protocol", "nw-ucla", "--orphan", "kept"),
+            "orphan: Input should be 'zero' or 'keep'",
         ),
         (("--format", "inputs", "--protocol", "ntu60-xsub"), "is for ntu samples"),
         (("--format", "pyskl-pkl", "--out", "x.npz"), "ends in .pkl"),
@@ -134,6 +147,7 @@ def test_a_run_is_exported_with_its_scores(
         ((), "or a run: `hoc export --onnx RUN`"),
         (("--onnx", "r", "--scores", "r"), "--onnx and --scores exclude each other"),
         (("--onnx", "r", "--format", "inputs", "--split", "test"), "leave out --format, --split"),
+        (("--onnx", "r", "--orphan", "keep"), "leave out --orphan"),
         (("--onnx", "r", "--out", "x.pkl"), "ends in .onnx"),
         (("--onnx", "no-run"), "no-run/config.json does not exist"),
         (("--scores", "r"), "--format is missing; choose one of ctrgcn-pkl, pyskl-pkl"),

@@ -75,6 +75,8 @@ def test_documented_commands_are_commands_with_those_options(page: str) -> None:
         (("ensemble", "no/such/run"), "no/such/run"),
         (("verify", "no/such/folder"), "no/such/folder"),
         (("recipes", "nothing"), "there is no recipe 'nothing'"),
+        (("recipes", "demoo"), "did you mean 'demo'"),
+        (("train", "--data", "x", "--recipe", "table-4", "--out", "y"), "`hoc sweep table-4`"),
         (("protocols", "--names", "no/such/list"), "no/such/list"),
         (("caption", "--no-such-option"), "No such option"),
         (("captoin",), "No such command"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,35 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(
     with pytest.raises(OSError, match="free some space"):
         save_checkpoint(tmp_path, make(2))
     assert load_checkpoint(tmp_path).epoch == 1
+
+
+def test_who_reads_while_a_run_saves_gets_one_of_the_two_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, make(1))
+    original = module.sha256_file
+    epochs = iter((2, 3))
+
+    def swapped_under_the_reader(path: Path) -> str:
+        if (epoch := next(epochs, None)) is not None:
+            monkeypatch.setattr(module, "sha256_file", original)
+            save_checkpoint(tmp_path, make(epoch))
+            monkeypatch.setattr(module, "sha256_file", swapped_under_the_reader)
+        return original(path)
+
+    monkeypatch.setattr(module, "sha256_file", swapped_under_the_reader)
+    found = load_checkpoint(tmp_path)
+    assert found.epoch == 3
+    assert torch.equal(found.weights["a"], torch.full((2, 3), 3.0))
+
+
+def test_the_files_of_a_checkpoint_have_the_mode_that_the_user_asks_for(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        last = save_checkpoint(tmp_path, make(1))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in last.iterdir()} == {0o640}
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

@@ -49,13 +49,43 @@ def test_unknown_recipe_is_answered_with_the_nearest_name() -> None:
         load_recipe("nwucla-hglnet")
 
 
+def test_a_name_of_another_kind_is_answered_with_the_command_that_takes_it(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match="a sweep, not a recipe: `hoc sweep table-4-nw-ucla`"):
+        load_recipe("table-4-nw-ucla")
+    with pytest.raises(ValueError, match="`hoc caption --recipe captions-ntu60-8b`"):
+        load_recipe("captions-ntu60-8b")
+    own = tmp_path / "own.toml"
+    own.write_text('title = "a"\nrecipe = "demo"\n[[rows]]\nname = "a"\n')
+    with pytest.raises(ValueError, match=r"own\.toml is a sweep, not a recipe: `hoc sweep "):
+        load_recipe(own)
+
+
+def test_a_mistake_about_a_whole_section_does_not_print_the_section() -> None:
+    with pytest.raises(ValueError, match="method: ") as caught:
+        load_recipe("nw-ucla-hglnet", ["method.language_model=tiny"], FLAGS)
+    assert "given" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"optim\.lr: .* \(given: 'fast'\)"):
+        load_recipe("demo", ["optim.lr=fast"], FLAGS)
+
+
+def test_training_imports_no_transformers_for_runs_without_a_language_model() -> None:
+    program = "import sys, training.train, training.sweep; print('transformers' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_missing_recipe_file_is_a_file_error() -> None:
     with pytest.raises(FileNotFoundError, match=r"mine\.toml does not exist"):
         load_recipe("mine.toml")
 
 
 def test_all_mistakes_are_listed_together_with_the_nearest_key() -> None:
-    with pytest.raises(ValueError, match="does not fit in") as caught:
+    with pytest.raises(ValueError, match=r"wrong or missing \(recipe demo\)") as caught:
         load_recipe("demo", ["loop.epoch=3", "optim.lr=fast", "data.stream=bones"], FLAGS)
     text = str(caught.value)
     assert "did you mean 'epochs'" in text

@@ -111,6 +111,8 @@ def test_only_the_first_process_writes(trained: dict[str, TrainConfig]) -> None:
     out = trained["plain"].out
     assert (out / "train.json").is_file()
     assert not Path(f"{out}-of-process-1").exists()
+    assert json.loads((out / "environment.json").read_text())["num_processes"] == 2
+    assert load_checkpoint(out).numbers["num_processes"] == 2
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 6]  # the last is the test
 

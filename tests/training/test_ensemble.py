@@ -15,7 +15,7 @@ from datasets_build.progress import SilentProgress
 from training import ensemble
 from training.checkpoint import Checkpoint, model_path, save_checkpoint
 from training.config import EnsembleConfig
-from training.evaluate import metrics_file, read_scores, scores_file, write_scores
+from training.scores import metrics_file, read_scores, scores_file, write_scores
 
 CLASSES = [{"label": i, "action_id": i + 1, "name": f"class {i}"} for i in range(3)]
 
@@ -100,6 +100,56 @@ def test_a_run_that_was_not_evaluated_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(FileNotFoundError, match="score the run first with `hoc evaluate"):
         run(a, tmp_path / "b")
+
+
+def test_an_ensemble_is_no_member(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", ["x"], [0], [[1, 0, 0]])
+    run(a)
+    with pytest.raises(ValueError, match="sum is an ensemble; give its members"):
+        ensemble.run(
+            EnsembleConfig(runs=(tmp_path / "sum", a), out=tmp_path / "next"), SilentProgress()
+        )
+
+
+def test_the_folder_of_a_run_is_not_written_to(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, ["x"], [0], [[1, 0, 0]]) for name in "ab")
+    other = make_run(tmp_path / "other", ["x"], [0], [[1, 0, 0]])
+    (other / "config.json").write_text("{}")
+    for out in (tmp_path / "b" / ".." / "a", other):
+        before = (out / "scores-test.parquet").read_bytes()
+        with pytest.raises(ValueError, match="is a run, whose scores"):
+            ensemble.run(EnsembleConfig(runs=(a, b), out=out), SilentProgress())
+        assert (out / "scores-test.parquet").read_bytes() == before
+        assert not (out / "ensemble.json").exists()
+
+
+def test_only_an_ensemble_of_the_same_runs_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    a, b, c = (make_run(root / name, ["x"], [0], [[1, 0, 0]]) for name in "abc")
+    run(a, b)
+    run(b, a, weights=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"holds the ensemble of other runs \(.*b, .*a\)"):
+        run(a, c)
+    record = json.loads((root / "sum" / "ensemble.json").read_text())
+    assert record["scores_sha256"] == sha256_file(root / "sum" / "scores-test.parquet")
+    root.rename(tmp_path / "moved")  # the runs go with it
+    monkeypatch.chdir(tmp_path / "moved")
+    run(Path("a"), Path("b"))
+    path = Path("sum/ensemble.json")
+    record = json.loads(path.read_text())
+    for member in record["members"]:
+        del member["place"]  # as an earlier version wrote it
+    path.write_text(json.dumps(record))
+    run(Path("a"), Path("b"))
+
+
+def test_scores_that_are_not_those_of_the_evaluation_are_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", ["x"], [0], [[1, 0, 0]], scores_sha256="0" * 64)
+    with pytest.raises(ValueError, match=r"its sha256 differs.*hoc evaluate .*a --split test"):
+        run(a)
 
 
 def make_searchable(root: Path, *, noise: tuple[float, ...] = (0.2, 1.5, 4.0)) -> list[Path]:

@@ -12,13 +12,16 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
+from datasets_build.dataset import open_dataset
+from datasets_build.manifest import sha256_file
 from datasets_build.progress import SilentProgress
 from training import evaluate, loop, train
 from training.best_epoch import save_best
+from training.build import read_run
 from training.checkpoint import load_weights, model_path
 from training.config import EvaluateConfig, TrainConfig
-from training.evaluate import read_scores
 from training.metrics import accuracy, confusion_matrix, top_k_share, worst_pairs
+from training.scores import read_evaluation, read_scores, write_scores
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,78 @@ def test_the_training_split_has_files_of_its_own(trained: Path) -> None:
     evaluate.run(EvaluateConfig(run=trained, split="train", device="cpu"), SilentProgress())
     assert len(read_scores(trained / "scores-train.parquet")[0]) == 24
     assert (trained / "metrics-train.json").is_file()
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_test_samples_of_another_protocol_that_the_run_was_trained_on_are_refused(
+    trained: Path, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    before = files_of(trained)
+    xview = {"run": trained, "protocol": "ntu60-xview", "device": "cpu"}  # all 36 are its test
+    said = r"trained on 24 of the 36 test samples of ntu60-xview \(for example S001C001P001R001A008"
+    with pytest.raises(ValueError, match=said):
+        evaluate.run(EvaluateConfig.model_validate(xview), SilentProgress())
+    other = make_dataset(tmp_path / "other", seed=1)  # the same recordings, read otherwise
+    with pytest.raises(ValueError, match=said):
+        evaluate.run(EvaluateConfig.model_validate({**xview, "dataset": other}), SilentProgress())
+    assert files_of(trained) == before
+
+
+def test_validation_subjects_were_not_trained_on(recipe: Callable[..., TrainConfig]) -> None:
+    config = recipe(data={"validation_subjects": (2,)}, loop={"epochs": 1})
+    train.run(config, SilentProgress())
+    with pytest.raises(ValueError, match="trained on 12 of the 36 test samples"):
+        evaluate.run(
+            EvaluateConfig(run=config.out, protocol="ntu60-xview", device="cpu"), SilentProgress()
+        )
+
+
+def test_results_under_another_protocol_or_data_set_have_files_of_their_own(
+    trained: Path, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    evaluate.run(EvaluateConfig(run=trained, device="cpu"), SilentProgress())
+    before = files_of(trained)
+    other = make_dataset(tmp_path / "other", seed=1)
+    data = f"small-{open_dataset(other).fingerprint[:8]}"
+    for options, stem in (
+        ({"protocol": "ntu120-xsub"}, "test-ntu120-xsub"),
+        ({"dataset": other}, f"test-{data}"),
+        ({"protocol": "ntu120-xsub", "dataset": other}, f"test-ntu120-xsub-{data}"),
+        ({"protocol": "ntu120-xsub", "split": "train"}, "train-ntu120-xsub"),
+    ):
+        values = {"run": trained, "device": "cpu", **options}
+        summary = evaluate.run(EvaluateConfig.model_validate(values), SilentProgress())
+        assert {path.name for path in summary.files} == {
+            f"scores-{stem}.parquet",
+            f"metrics-{stem}.json",
+            f"confusion-{stem}.csv",
+            f"confusion-{stem}.png",
+        }
+        record = json.loads((trained / f"metrics-{stem}.json").read_text())
+        assert record["protocol"] == options.get("protocol", "ntu60-xsub")
+    assert {name: files_of(trained)[name] for name in before} == before
+    same = {
+        "run": trained,
+        "protocol": "ntu60-xsub",
+        "dataset": read_run(trained).config.data.dataset,
+    }
+    summary = evaluate.run(
+        EvaluateConfig.model_validate({**same, "device": "cpu"}), SilentProgress()
+    )
+    assert summary.files[1].name == "metrics.json"
+    assert set(files_of(trained)) - set(before), "the files above were new"
+
+
+def test_scores_that_were_changed_since_are_refused(trained: Path) -> None:
+    evaluate.run(EvaluateConfig(run=trained, device="cpu"), SilentProgress())
+    found = read_evaluation(trained, "test")
+    assert found.record["scores_sha256"] == sha256_file(trained / "scores-test.parquet")
+    write_scores(trained / "scores-test.parquet", found.sample_ids, found.labels, -found.scores)
+    with pytest.raises(ValueError, match=r"is not the file that metrics\.json was written with"):
+        read_evaluation(trained, "test")
 
 
 def test_there_is_no_validation_split_without_validation_subjects(trained: Path) -> None:
@@ -153,6 +228,11 @@ def test_scores_of_a_run_that_is_not_finished_say_so(
 
 def test_the_command_scores_several_runs_and_shows_each_class(trained: Path) -> None:
     runs = [str(trained), str(trained)]
+    plain = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu"], env={"COLUMNS": "200"})
+    assert plain.exit_code == 0, plain.output
+    assert plain.stdout.count("top-1") == 1, "one table for all"
+    assert plain.stderr.count(f"{trained}: top-1 ") == 2
+    assert "ntu60-xsub, test split, last epoch" in plain.stdout
     shown = CliRunner().invoke(
         app, ["evaluate", *runs, "--device", "cpu", "--per-class"], env={"COLUMNS": "200"}
     )
@@ -166,6 +246,20 @@ def test_the_command_scores_several_runs_and_shows_each_class(trained: Path) -> 
     assert found[0]["samples_per_class"] == {"sit down": 4, "clapping": 4, "hand waving": 4}
     alone = CliRunner().invoke(app, ["evaluate", runs[0], "--device", "cpu", "--json"])
     assert json.loads(alone.stdout) == found[0]
+
+
+def test_a_run_that_cannot_be_scored_does_not_hide_the_others(
+    trained: Path, tmp_path: Path
+) -> None:
+    runs = [str(tmp_path / "no-run"), str(trained)]
+    shown = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 2
+    assert str(trained) in shown.stdout
+    assert f"not scored: {tmp_path}/no-run: " in shown.stderr
+    assert "1 of 2 runs were not scored" in shown.stderr
+    as_json = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu", "--json"])
+    assert as_json.exit_code == 2
+    assert [entry["run"] for entry in json.loads(as_json.stdout)] == [str(trained)]
 
 
 def test_a_data_set_of_another_class_order_is_refused(

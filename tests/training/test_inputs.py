@@ -233,6 +233,7 @@ def test_the_exemplars_of_a_one_shot_protocol_are_a_split_of_their_own(
         ({"view": "front"}, "view.*ucla.*'front'"),
         ({"view": "ucla"}, 'view "ucla" is for one body.*ntu-25 has 2 bodies'),
         ({"num_frames": 1}, "num_frames.*2"),
+        ({"orphan": "root"}, "orphan.*zero.*keep.*'root'"),
     ],
 )
 def test_what_cannot_be_exported_gets_a_sentence_and_no_file(

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F  # noqa: N812 - the name torch's users know
 from transformers import (
+    AutoConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -306,7 +307,7 @@ def test_a_hub_model_that_cannot_be_reached_names_the_command_to_fetch_it(monkey
     def refuse(*args, **kwargs):
         raise OSError("We couldn't connect to the hub.\nmore lines")
 
-    monkeypatch.setattr(module.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     with pytest.raises(FileNotFoundError, match=r"connect to the hub\. .*hf download a/b"):
         FrozenLanguageModel.load("a/b")
 

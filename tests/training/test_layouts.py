@@ -193,11 +193,32 @@ def test_a_protocol_whose_rule_changed_after_training_is_refused(
     own.write_text(BY_SUBJECT + 'rule = "the same in other words"\n')
     scored(run)
     own.write_text(BY_SUBJECT.replace("[1, 2]", "[2, 3]").replace("[3]", "[1]"))
-    with pytest.raises(ValueError, match=r"by-subject, whose rule has changed since.*subject_id"):
-        scored(run)
-    assert scored(run, protocol="by-subject").accuracy.num_samples == 8  # asked for by name
+    for options in ({}, {"protocol": "by-subject"}):  # subject 1 is test by now
+        with pytest.raises(ValueError, match=r"by-subject, whose rule has changed since.*subject"):
+            scored(run, **options)
+    renamed = BY_SUBJECT.replace("by-subject", "other").replace("[3]", "[1]")
+    (folder / "protocols" / "other.toml").write_text(renamed.replace("[1, 2]", "[2, 3]"))
+    with pytest.raises(ValueError, match="whose rule has changed since"):
+        scored(run, protocol="other")
     with pytest.raises(ValueError, match="protocol_fingerprint"):
         small_run(recipe, folder)  # no resume under another rule
+
+
+def test_samples_trained_on_are_known_in_another_data_set_by_the_runs_own(
+    recipe: Recipe, make_generic: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_generic(STAR)
+    run = small_run(recipe, folder)
+    other = make_generic(STAR, name="other", change=lambda joints: joints.__iadd__(1))
+    assert scored(run, dataset=other).accuracy.num_samples == 8  # under the same rule
+    rule = BY_SUBJECT.replace("by-subject", "swapped").replace("[3]", "[1]")
+    rule = rule.replace("[1, 2]", "[2, 3]")
+    (other / "protocols" / "swapped.toml").write_text(rule)
+    with pytest.raises(ValueError, match="trained on 8 of the 8 test samples of swapped"):
+        scored(run, dataset=other, protocol="swapped")
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"is not there, so it cannot be told"):
+        scored(run, dataset=other, protocol="swapped")
 
 
 def test_pixels_are_normalised_by_the_size_of_their_picture(

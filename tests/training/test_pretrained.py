@@ -19,8 +19,8 @@ from datasets_build.progress import SilentProgress
 from training import evaluate, train
 from training.build import MODELS
 from training.config import EvaluateConfig, TrainConfig
-from training.evaluate import read_scores
 from training.pretrained import SkeletonModel
+from training.scores import read_scores
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,9 @@ def test_the_card_tells_the_numbers_and_its_example_runs(
     assert {line.split("%  ")[1] for line in lines} == set(model.class_names)
 
 
-def test_numbers_of_other_weights_are_not_in_the_card(run: Path, tmp_path: Path) -> None:
+def test_numbers_of_other_weights_or_of_another_task_are_not_in_the_card(
+    run: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "run"
     copy.mkdir()
     for path in run.rglob("*"):
@@ -189,7 +191,13 @@ def test_numbers_of_other_weights_are_not_in_the_card(run: Path, tmp_path: Path)
             (copy / path.relative_to(run)).parent.mkdir(exist_ok=True)
             (copy / path.relative_to(run)).write_bytes(path.read_bytes())
     metrics = json.loads((copy / "metrics.json").read_text())
-    for change in ({"epochs": 1}, {"weights_sha256": "0" * 64}):
+    assert "top-1" in SkeletonModel.from_run(copy).generate_model_card().text
+    for change in (
+        {"epochs": 1},
+        {"weights_sha256": "0" * 64},
+        {"protocol": "ntu60-xview"},
+        {"dataset_fingerprint": "0" * 64},
+    ):
         (copy / "metrics.json").write_text(json.dumps({**metrics, **change}))
         text = SkeletonModel.from_run(copy).generate_model_card().text
         assert "| test | not measured |" in text

@@ -19,7 +19,7 @@ from training.execution import make_accelerator
 from training.loop import NonFiniteLossError
 from training.methods.classify import ClassifyMethod
 from training.methods.method import StepOutput
-from training.replay import replay
+from training.replay import NONFINITE_FILE, NONFINITE_TENSORS, replay
 from training.train import run
 
 Recipe = Callable[..., TrainConfig]
@@ -153,5 +153,22 @@ def test_a_step_of_several_parts_is_replayed_part_by_part(
 
 
 def test_a_run_that_went_well_has_nothing_to_replay(recipe: Recipe) -> None:
-    with pytest.raises(FileNotFoundError, match="when a loss is not finite"):
-        replay(recipe().out)
+    config = recipe(loop={"epochs": 1})
+    with pytest.raises(FileNotFoundError, match="hoc train"):
+        replay(config.out)
+    run(config, SilentProgress())
+    with pytest.raises(FileNotFoundError, match=r"nothing to replay: .* met no loss that is not"):
+        replay(config.out)
+
+
+def test_a_bad_step_of_another_run_is_not_replayed(recipe: Recipe) -> None:
+    config = recipe(optim={"name": "sgd", "lr": 1e30, "momentum": 0.0, "nesterov": False})
+    with pytest.raises(NonFiniteLossError):
+        run(config, SilentProgress())
+    left = {name: (config.out / name).read_bytes() for name in (NONFINITE_FILE, NONFINITE_TENSORS)}
+    good = recipe(out="good", loop={"epochs": 1})
+    run(good, SilentProgress())
+    for name, content in left.items():
+        (good.out / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"nonfinite\.json was saved by a run with other settings"):
+        replay(good.out)

@@ -142,7 +142,7 @@ def test_the_scale_of_fp16_gradients_is_restored(
     ("owner", "name", "number"),
     [
         (train_module, "score_store", 2),  # in the evaluation after the second epoch
-        (train_module, "write_json", 3),  # all is saved but train.json
+        (train_module, "write_json", 2),  # all is saved but train.json
     ],
 )
 def test_a_stop_at_the_end_of_an_epoch_loses_no_line(

@@ -21,8 +21,8 @@ from datasets_build.protocols import PROTOCOLS
 from datasets_build.pyskl import export_pyskl
 from training import evaluate, train
 from training.config import EvaluateConfig, TrainConfig
-from training.evaluate import read_scores
 from training.score_files import export_scores
+from training.scores import read_scores
 
 UCLA_NAMES = [f"a{a:02d}_s{s:02d}_e{e:02d}_v{v:02d}" for a in (1, 2) for s in (1, 2)
               for e in (0, 1) for v in (1, 2, 3)]  # fmt: skip
@@ -190,6 +190,15 @@ def test_nwucla_scores_follow_the_list_that_the_ensemble_reads(
     ]
     assert np.mean(right) == pytest.approx(top1(config.out, "test"))
     assert all(row.shape == (10,) for row in scores.values())
+
+
+def test_scores_that_were_replaced_are_not_exported(run: Path, tmp_path: Path) -> None:
+    path = run / "scores-test.parquet"
+    before = path.read_bytes()
+    path.write_bytes((run / "scores-train.parquet").read_bytes())
+    with pytest.raises(ValueError, match="its sha256 differs"):
+        export_scores(run, tmp_path / "s.pkl", format="pyskl-pkl")
+    path.write_bytes(before)
 
 
 def test_another_data_set_and_a_run_without_scores_are_refused(

@@ -14,7 +14,7 @@ from datasets_build.bodies import centred
 from datasets_build.dataset import joints_of, open_dataset
 from datasets_build.joints import NTU_25, UCLA_20
 from datasets_build.protocols import GENERIC, NTU, protocol_named
-from training import skeleton_data
+from training import loading, skeleton_data
 from training.config import DataConfig
 from training.loading import load_split, one_clip
 from training.skeleton_data import SkeletonStore, training_problems
@@ -345,6 +345,7 @@ def test_captions_are_drawn_anew_each_epoch_and_trimmed_to_the_batch(dataset_fol
         picks = store.shuffled(0, epoch)
         batch = store.batch(picks, epoch=epoch, training=True)
         assert batch.tokens is not None
+        assert batch.tokens.dtype == torch.int64
         assert batch.token_mask is not None
         longest = max(len(text.split()) for texts in store.texts or [] for text in texts)
         assert batch.tokens.shape[1] == longest
@@ -371,6 +372,22 @@ def test_captions_of_test_samples_are_never_read(dataset_folder: Path) -> None:
     assert "POISON" not in " ".join(text for texts in train.texts or [] for text in texts)
 
 
+def test_captions_of_other_samples_do_not_become_text(
+    dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    original = loading._captions
+
+    def spied(*given: Any) -> dict[str, list[str]]:
+        texts = original(*given)
+        found.extend(texts)
+        return texts
+
+    monkeypatch.setattr(loading, "_captions", spied)
+    store = load(dataset_folder, with_captions=True, validation_subjects=(2,))
+    assert found == store.sample_ids
+
+
 def test_joints_that_are_no_numbers_are_named(
     make_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -381,6 +398,11 @@ def test_joints_that_are_no_numbers_are_named(
     folder = make_dataset(tmp_path / "nan", change=spoil)
     with pytest.raises(ValueError, match="S001C001P002R001A010"):
         load(folder)
+    with pytest.raises(ValueError, match="S001C001P002R001A010"):
+        load(folder, "validation", validation_subjects=(2,))
+    for split in ("train", "test"):  # no sample of theirs, though in the same part
+        store = load(folder, split, validation_subjects=(2,))
+        assert store.batch(store.in_order(), training=False).x.isfinite().all()
 
 
 def test_labels_out_of_range_and_empty_classes_are_found_before_training(

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from cli.main import app
 from datasets_build.progress import SilentProgress
 from training import ensemble, evaluate, sweep, train
-from training.config import Stream, SweepConfig, TrainConfig, recipe_names
+from training.config import SWEEPS_FOLDER, Stream, SweepConfig, TrainConfig, recipe_names
 from training.loop import NonFiniteLossError
-from training.sweep_plan import SWEEPS_FOLDER, plan_sweep, sweep_names
+from training.sweep_plan import plan_sweep, sweep_names
 from training.sweep_results import SweepSummary
 
 RECIPE = """
@@ -132,7 +132,8 @@ def test_a_sweep_trains_scores_and_sums_every_row_stream_and_seed_once(
 
 def _check_files(summary: SweepSummary) -> None:
     record = read(summary)
-    assert record["environment"]["packages"]["torch"]
+    commit = json.loads((summary.runs[0].folder / "environment.json").read_text())["git_commit"]
+    assert record["made_by"] == [{"git_commit": commit, "device": "cpu"}]
     assert (record["dataset"], record["protocol"]) == ("small", "ntu60-xsub")
     run = record["runs"][0]
     own = json.loads((summary.folder / run["folder"] / "metrics.json").read_text())
@@ -156,7 +157,7 @@ def _check_files(summary: SweepSummary) -> None:
         "seed 1",
         "mean",
         "std",
-        "published (NTU60 X-Sub)",
+        "paper (NTU60 X-Sub)",
     ]
     assert [row[1] for row in rows[:4]] == [
         "joint",
@@ -164,10 +165,13 @@ def _check_files(summary: SweepSummary) -> None:
         *(r[0] for r in sweep.RULES.values()),
     ]
     assert [row[-1] for row in rows] == ["90.37", "", "", "", "", "", "", ""]
-    assert rows[0][0] == "without GTA"
+    assert [row[0] for row in rows] == ["without GTA", "", "", "", "hglnet", "", "", ""]
     first = [run.reached.top1 for run in summary.runs if run.row == "ltc" and run.stream == "joint"]
     assert rows[0][4] == f"{50 * sum(first):.2f}"
-    assert "| without GTA | joint |" in (summary.folder / "sweep.md").read_text()
+    text = (summary.folder / "sweep.md").read_text()
+    assert "| without GTA | joint |" in text
+    assert f"Trained by {commit or 'an unknown commit'} on cpu." in text
+    assert "std with n - 1" in text
     with (summary.folder / "sweep.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 8 + 8
@@ -201,15 +205,58 @@ def test_a_run_that_fails_stands_in_the_table_and_the_others_go_on(
     assert [run.name for run in summary.failures] == ["ltc, joint, seed 0"]
     assert summary.failures[0].problem == "the loss is not finite at step 3"
     assert "NonFiniteLossError" in read(summary)["runs"][0]["traceback"]
-    cells = [row[2] for row in summary.table()[1]]
-    assert cells[0] == "failed"
-    assert cells[2] == "-", "no sum without all streams"
+    rows = summary.table()[1]
+    assert rows[0][2] == "failed"
+    whats = [row[1] for row in rows]
+    assert whats == ["joint", "bone", "joint", "bone", "sum 1:1"], "no sum without all streams"
     # two positions have the same weight under both rules: one ensemble
-    assert [(sum_.row, sum_.rule) for sum_ in summary.ensembles] == [
-        ("hglnet", "ensemble, equal weights")
-    ]
+    assert [(sum_.row, sum_.rule) for sum_ in summary.ensembles] == [("hglnet", "sum 1:1")]
     text = (summary.folder / "sweep.md").read_text()
     assert "Failed: ltc, joint, seed 0: the loss is not finite at step 3" in text
+
+
+def test_a_table_tells_of_every_commit_and_device_that_trained_its_runs(config: Config) -> None:
+    settings = config(seeds=(0, 1))
+    sweep.run(settings, SilentProgress())
+    # another seed was begun elsewhere and ended here, with one start of the same kind in between
+    path = settings.out / "ltc" / "joint-seed1" / "environment.json"
+    first = json.loads(path.read_text())
+    here = {"git_commit": first["git_commit"], "device": first["device"]}
+    there = {"git_commit": "0123abc", "device": "H200"}
+    path.write_text(json.dumps(first | {"starts": [there, here, there]}))
+    record = read(sweep.run(settings, SilentProgress()))
+    assert record["made_by"] == [here, there]
+    assert [len(run["made_by"]) for run in record["runs"]] == [1, 1, 2, 1]
+    assert "0123abc on H200" in (settings.out / "sweep.md").read_text()
+
+
+def test_a_sweep_of_more_streams_replaces_the_ensemble_of_fewer(config: Config) -> None:
+    text = SWEEP.split("[[rows]]")[0] + '[[rows]]\nname = "hglnet"\n'
+    sweep.run(config(text, streams=("joint", "bone")), SilentProgress())
+    summary = sweep.run(config(text, streams=("joint", "bone", "bone2")), SilentProgress())
+    (sum_,) = summary.ensembles
+    record = json.loads((sum_.folder / "ensemble.json").read_text())
+    assert [member["stream"] for member in record["members"]] == ["joint", "bone", "bone2"]
+
+
+def test_bars_are_escaped_and_long_failures_shortened_in_the_table_but_not_in_json(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = "no room on the device, " * 40 + "the end"
+
+    def failing(*_: Any) -> None:
+        raise ValueError(problem)
+
+    monkeypatch.setattr(train, "run", failing)
+    labelled = SWEEP.replace('"without GTA"', '"LTC | no GTA"')
+    summary = sweep.run(config(labelled), SilentProgress())
+    text = (summary.folder / "sweep.md").read_text()
+    assert "| LTC \\| no GTA | joint | failed |" in text
+    told = [line for line in text.splitlines() if line.startswith("Failed: ")]
+    assert len(told) == 2
+    assert all(line.endswith(" ...") and len(line) < 200 for line in told)
+    assert [run["problem"] for run in read(summary)["runs"]] == [problem, problem]
+    assert "Trained by" not in text, "nothing was"
 
 
 def test_runs_side_by_side_are_in_the_table_and_one_that_fails_ends_no_other(
@@ -234,7 +281,8 @@ def test_the_command_prints_the_table_and_exits_1_where_a_run_failed(config: Con
     assert 0 <= table[1]["cells"][0] <= 1
     done = CliRunner().invoke(app, [*arguments, str(settings.out)], env={"COLUMNS": "160"})
     assert done.exit_code == 1
-    assert "published (NTU60 X-Sub)" in done.stdout
+    assert "paper (NTU60 X-Sub)" in done.stdout
+    assert "Data set small, protocol ntu60-xsub" in done.stdout
     assert "Failed: ltc, joint, seed 0: " in done.stdout
     wrong = CliRunner().invoke(app, [*arguments, str(settings.out), "--streams", "bones"])
     assert wrong.exit_code == 2

@@ -74,6 +74,7 @@ def test_a_missing_package_is_told_with_how_to_install_it(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=rf"pip install 'hocslm\[{module}\]'"):
         run(recipe(loop=loop), SilentProgress())
+    assert not recipe().out.exists()  # told before anything was loaded or made
 
 
 def test_trackio_takes_a_run_for_real(recipe: Recipe, tmp_path: Path) -> None:

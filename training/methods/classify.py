@@ -40,9 +40,7 @@ class ClassifyMethod(Method):
         """See Method."""
         logits = self.encoder(batch.x)  # (N, num_classes)
         loss = nn.functional.cross_entropy(logits.float(), batch.label)
-        return StepOutput(
-            loss, {"loss_cls": loss.detach(), "accuracy": hit_rate(logits, batch.label)}
-        )
+        return StepOutput(loss, {"accuracy": hit_rate(logits, batch.label)})
 
     def predict(self, batch: SkeletonBatch) -> Tensor:
         """See Method."""

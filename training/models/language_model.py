@@ -27,15 +27,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's users know
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    DynamicCache,
-)
-from transformers.utils import cached_file
-from transformers.utils import logging as hf_logging
+
+# transformers is imported where it is used: it takes seconds, and most runs have no language model
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +79,8 @@ class _Reader:
     """The decoder reading on: it remembers what it has read."""
 
     def __init__(self, decoder: nn.Module, head: nn.Linear) -> None:
+        from transformers import DynamicCache
+
         self._decoder = decoder
         self._head = head
         self._cache = DynamicCache(config=decoder.config)  # type: ignore[arg-type]
@@ -166,6 +161,14 @@ class FrozenLanguageModel:
             FileNotFoundError: no such folder, or a hub model that cannot be reached.
             ValueError: it is no causal language model that we can read.
         """
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+            AutoTokenizer,
+        )
+        from transformers.utils import cached_file
+
         source = _source_of(name)
         with _explained(name):
             config = AutoConfig.from_pretrained(source, revision=revision)
@@ -447,6 +450,8 @@ def _explained(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
     """transformers' own bars off: the terminal belongs to the caller."""
+    from transformers.utils import logging as hf_logging
+
     shows_bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
