@@ -7,9 +7,6 @@ it while the pool is being closed, the others and the parent wait for ever.)
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
@@ -17,6 +14,7 @@ from multiprocessing.process import BaseProcess
 
 import pyarrow as pa
 
+from datasets_build.child_processes import follow_parent
 from datasets_build.parts import PartJob, PartResult, build_part
 
 
@@ -65,17 +63,9 @@ def built_parts(jobs: Sequence[PartJob], num_workers: int) -> Iterator[tuple[Par
 
 
 def _work(pipe: Connection) -> None:
-    """Make parts; leave Ctrl-C to the parent, and end with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make parts until the parent ends this process."""
+    follow_parent()
     pa.set_cpu_count(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
     while True:
         job = pipe.recv()
         try:

@@ -99,14 +99,7 @@ def run(config: PushConfig, progress: Progress | None = None, *, api: Any = None
         _refuse_to_publish(dataset, config)
     _check_hashes(dataset, progress)
     files = _files(dataset)
-    summary = PushSummary(
-        repo_id=config.repo_id,
-        revision=config.revision,
-        is_private=not config.is_public,
-        files=files,
-        num_bytes=sum(files.values()),
-        is_dry_run=config.is_dry_run,
-    )
+    summary = planned(config, files)
     if config.is_dry_run:
         return summary
     return upload(
@@ -118,6 +111,18 @@ def run(config: PushConfig, progress: Progress | None = None, *, api: Any = None
         stale_files=_STALE_FILES,
         progress=progress,
         api=api,
+    )
+
+
+def planned(config: PushConfig, files: dict[str, int]) -> PushSummary:
+    """What a push of these files, path to bytes, will be."""
+    return PushSummary(
+        repo_id=config.repo_id,
+        revision=config.revision,
+        is_private=not config.is_public,
+        files=files,
+        num_bytes=sum(files.values()),
+        is_dry_run=config.is_dry_run,
     )
 
 

@@ -17,6 +17,7 @@ from datasets_build.push import (
     PushConfig,
     PushSummary,
     check_repo_id,
+    planned,
     upload,
 )
 from training.checkpoint import MODEL_FILE
@@ -45,14 +46,7 @@ def run(config: PushConfig, progress: Progress | None = None, *, api: Any = None
         folder = Path(temporary)
         model.save_pretrained(folder, model_card_kwargs={"repo_id": config.repo_id})
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        summary = PushSummary(
-            repo_id=config.repo_id,
-            revision=config.revision,
-            is_private=not config.is_public,
-            files=files,
-            num_bytes=sum(files.values()),
-            is_dry_run=config.is_dry_run,
-        )
+        summary = planned(config, files)
         if config.is_dry_run:
             return summary
         return upload(

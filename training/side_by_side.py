@@ -7,9 +7,6 @@ each take as long as one run on two. On a GPU the processes share it.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, TypeVar
 
+from datasets_build.child_processes import follow_parent
 from datasets_build.progress import Progress
 from training.config import TrainConfig
 from training.train import TrainSummary, run
@@ -69,16 +67,8 @@ class _Relay:
 def _work(
     number: int, work: Callable[[ItemT, Progress], Any], item: ItemT, pipe: Connection
 ) -> None:
-    """One item; leaves Ctrl-C to the parent, and ends with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    """One item."""
+    follow_parent()
     try:
         event = Event(number, "done", work(item, _Relay(number, pipe)))
     except Exception as error:
