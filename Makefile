@@ -46,9 +46,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/hoc demo
 
-# One thread: the tests' tensors are small, and a second thread would only wait for the first.
+# A process a core, with one thread: the tests' tensors are small, and a second thread would only
+# wait for the first.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

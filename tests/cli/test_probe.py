@@ -71,12 +71,12 @@ def test_json_holds_every_field(videos: Path) -> None:
 
 def test_many_videos_are_summed_up(videos: Path, tmp_path: Path) -> None:
     for number in range(50):
-        (tmp_path / f"{number}.mp4").symlink_to(videos / "one.mp4")
+        (tmp_path / f"clip-{number}.mp4").symlink_to(videos / "one.mp4")
     (tmp_path / "empty.mp4").touch()
     result = hoc_probe(tmp_path, "--cache", tmp_path / "probe.jsonl")
     assert "51 videos" in result.output
     assert "empty: the file is empty" in result.output
-    assert "49" not in result.output
+    assert "clip-49" not in result.output
     assert len((tmp_path / "probe.jsonl").read_text().splitlines()) == 51
     assert "50" in result.output
 

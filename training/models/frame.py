@@ -58,11 +58,30 @@ def _prefers_convolution(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
+class _EveryFrame(torch.autograd.Function):
+    """Every s-th frame; its gradient has the channels innermost, as all it is added to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
+        """(B, C, V, T) -> (B, C, V, ceil(T / stride))."""
+        ctx.stride, ctx.shape = stride, x.shape
+        return x[..., ::stride].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The gradient, with zeros at the frames left out."""
+        B, C, V, T = ctx.shape
+        full = grads[0].new_zeros(B, V, T, C).permute(0, 3, 1, 2)
+        full[..., :: ctx.stride] = grads[0]
+        return full, None
+
+
 def pointwise(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
     """A 1x1 convolution: weight (C_out, C_in) on x (B, C_in, V, T) -> (B, C_out, V, T / stride)."""
-    # Cut first: oneDNN's gradient of a strided 1x1 convolution writes outside its memory (torch
-    # 2.15, float32, channels last, few channels).
-    x = x[..., ::stride]
+    if stride > 1:
+        # Cut first: oneDNN's gradient of a strided 1x1 convolution writes outside its memory (torch
+        # 2.15, float32, channels last, few channels).
+        x = _EveryFrame.apply(x, stride)
     if _is_on_cpu(x):
         return F.conv2d(x, weight[:, :, None, None])
     return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
@@ -106,7 +125,8 @@ class _TimeMean(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """(B, C, V, T) -> (B, C, V), at least float32."""
         ctx.num_frames, ctx.dtype = x.shape[-1], x.dtype
-        return x.mean(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return x.permute(0, 2, 3, 1).mean(dim=2, dtype=dtype).transpose(1, 2)  # in memory's order
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -164,7 +184,7 @@ class _GraphProduct(torch.autograd.Function):
         grad_x = torch.bmm(grad_features.transpose(1, 2), theta.expand(B, -1, -1))
         grad_x = grad_x.view(B, V, T, C_in).permute(0, 3, 1, 2)
         grad_theta = torch.bmm(grad_features, sites).sum(dim=0)
-        grad_bias = grad_features.sum(dim=(0, 2)) if ctx.has_bias else None
+        grad_bias = grad_features.sum(dim=2).sum(dim=0) if ctx.has_bias else None
         return grad_x, grad_theta, grad_bias, grad_topology
 
 
@@ -381,7 +401,8 @@ class GraphNetwork(nn.Module):
         x = x.transpose(1, 2).contiguous(memory_format=torch.channels_last)  # (B, C, V, T)
         for block in self.blocks:
             x = block(x)
-        features = x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        features = x.permute(0, 2, 3, 1).mean(dim=(1, 2), dtype=dtype)  # in memory's order
         return features.view(N, M, -1).mean(dim=1)  # (N, num_features)
 
     def forward_head(self, features: Tensor) -> Tensor:

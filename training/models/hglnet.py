@@ -96,11 +96,44 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else scale * x
 
 
-def _l1_distance(q: Tensor, k: Tensor) -> Tensor:
-    """sum_m |q[., i, m] - k[., j, m]|: (..., V, V)."""
-    if torch.compiler.is_compiling():
-        return (q[..., :, None, :] - k[..., None, :, :]).abs().sum(-1)  # fused, never stored
-    return torch.cdist(q, k, p=1.0)
+def _lifted(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """u (B, K, R, V) times weight (K, V) plus bias (K, V), for every pair: (B, K, R, V, V)."""
+    return torch.addcmul(bias[:, None, None], u[..., None], weight[:, None, None])
+
+
+class _LiftedDistance(torch.autograd.Function):
+    """sum_m |q[i, m] - k[j, m]| of q and k lifted from u; their gradients go back by products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor
+    ) -> Tensor:
+        """u (B, K, R, V), weights and biases (K, V) -> (B, K, R, V, V)."""
+        distance = torch.cdist(_lifted(u, q_w, q_b), _lifted(u, k_w, k_b), p=1.0)
+        ctx.save_for_backward(u, q_w, q_b, k_w, k_b, distance)
+        return distance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of all five."""
+        u, q_w, q_b, k_w, k_b, distance = ctx.saved_tensors
+        B, K, R, V = u.shape
+        q, k = _lifted(u, q_w, q_b), _lifted(u, k_w, k_b)
+        of_distance = grads[0].contiguous()
+        swapped = of_distance.transpose(-1, -2).contiguous()
+        distances = distance.transpose(-1, -2).contiguous()
+        of_q = torch.ops.aten._cdist_backward(of_distance, q, k, 1.0, distance)
+        of_k = torch.ops.aten._cdist_backward(swapped, k, q, 1.0, distances)
+        with_one = torch.stack((u, torch.ones_like(u)), dim=2).view(B * K, 2, R * V)
+        of_u = torch.zeros_like(u)
+        of_maps = []
+        for of_lifted, weight in ((of_q, q_w), (of_k, k_w)):
+            of_lifted = of_lifted.view(B * K, R * V, V)
+            rows = weight.repeat(B, 1)[:, None]  # (B*K, 1, V)
+            of_u += torch.bmm(rows, of_lifted.transpose(1, 2)).view_as(u)
+            of_maps += torch.bmm(with_one, of_lifted).view(B, K, 2, V).sum(dim=0).unbind(1)
+        return of_u, *of_maps
 
 
 class _SelfAttention(torch.autograd.Function):
@@ -115,7 +148,8 @@ class _SelfAttention(torch.autograd.Function):
         n, V = u.shape
         P = torch.softmax(gain[..., None] * u[:, None], dim=-1)  # (n, H*V, V)
         ctx.save_for_backward(u, gain, P)
-        return torch.bmm(P, u[..., None])[..., 0], P.view(n, -1, V, V).mean(dim=1)
+        # u P^T and not P u: row by row, as P lies in memory.
+        return torch.bmm(u[:, None], P.transpose(1, 2))[:, 0], P.view(n, -1, V, V).mean(dim=1)
 
     @staticmethod
     @once_differentiable
@@ -129,9 +163,41 @@ class _SelfAttention(torch.autograd.Function):
             (of_mean / heads)[:, None], of_sums.view(n, heads, V, 1), u.view(n, 1, 1, V)
         ).view_as(P)
         of_energy = torch._softmax_backward_data(of_P, P, -1, P.dtype)  # (n, H*V, V)
-        of_gain = torch.bmm(of_energy, u[..., None])[..., 0]
+        of_gain = torch.bmm(u[:, None], of_energy.transpose(1, 2))[:, 0]
         of_u = torch.bmm(gain[:, None], of_energy) + torch.bmm(of_sums[:, None], P)  # (n, 1, V)
         return of_u[:, 0], of_gain
+
+
+class _FrameAttention(torch.autograd.Function):
+    """softmax(q k^T) v for frames, on the CPU, where the fused kernel loses at such narrow heads.
+
+    Products are in the dtype of q, in which the CPU's exponential is slow: softmax is in float32.
+    The row sums of the softmax's gradient are a further column of the product before it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (n, T, d) -> (n, T, d)."""
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        A = torch.bmm(q, k.transpose(1, 2)).to(dtype).softmax(dim=-1).to(q.dtype)  # (n, T, T)
+        mixed = torch.bmm(A, v)
+        ctx.save_for_backward(q, k, v, A, mixed)
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of q, k and v."""
+        q, k, v, A, mixed = ctx.saved_tensors
+        of_mixed = grads[0].contiguous()
+        row_sum = (of_mixed * mixed).sum(dim=-1, keepdim=True)  # (n, T, 1)
+        centred = torch.bmm(
+            torch.cat((of_mixed, row_sum), dim=-1),
+            torch.cat((v, v.new_full((), -1.0).expand_as(v[..., :1])), dim=-1).transpose(1, 2),
+        )
+        of_energy = centred.mul_(A)  # (n, T, T)
+        of_v = torch.bmm(A.transpose(1, 2), of_mixed)
+        return torch.bmm(of_energy, k), torch.bmm(of_energy.transpose(1, 2), q), of_v
 
 
 class GSM(nn.Module):
@@ -249,9 +315,12 @@ class GSM(nn.Module):
             q = u * q_w.mean(-1)[:, None, None] + q_b.mean(-1)[:, None, None]
             k = u * k_w.mean(-1)[:, None, None] + k_b.mean(-1)[:, None, None]
             return torch.tanh(q[..., :, None] - k[..., None, :])
-        q = u[..., None] * q_w[:, None, None] + q_b[:, None, None]  # (B, K, R, V, V)
-        k = u[..., None] * k_w[:, None, None] + k_b[:, None, None]
-        return torch.tanh(_l1_distance(q, k) / u.shape[-1])
+        if torch.compiler.is_compiling():
+            q, k = _lifted(u, q_w, q_b), _lifted(u, k_w, k_b)
+            distance = (q[..., :, None, :] - k[..., None, :, :]).abs().sum(-1)  # fused, not stored
+        else:
+            distance = _LiftedDistance.apply(u, q_w, q_b, k_w, k_b)
+        return torch.tanh(distance / u.shape[-1])
 
 
 class LSE(nn.Module):
@@ -382,9 +451,11 @@ class CTS(SpatialUnit):
         else:
             composite = pooled.new_zeros(B, len(self.theta), V * V, dtype=dtype)
         if self.lse is not None:
-            local = _scaled(self.lse(pooled), self.lambda_local)  # (B, C, L)
+            local = _scaled(self.lse(pooled), self.lambda_local).to(dtype)  # (B, C, L)
+            # A product with zeros and ones puts edges into their places; indexed sums are slower.
+            at_place = F.one_hot(self.lse.place, self.num_subsets * V * V).to(dtype)  # (L, K*V*V)
             edges = composite.view(B, -1, self.num_subsets * V * V)
-            edges.index_add_(2, self.lse.place, local.to(dtype))  # fresh: nothing else holds it
+            edges.baddbmm_(local, at_place.expand(B, -1, -1))  # fresh: nothing else holds it
         return composite
 
 
@@ -434,12 +505,14 @@ class DHT(nn.Module):
             q, k, v = z
             mixed = F.scaled_dot_product_attention(q, k, v)  # (B*V, H, T, d)
         else:
-            # Written out: on the CPU the fused kernel loses at such narrow heads (10x in bf16).
             q, k, v = z.reshape(3, B * V * H, T, d)
+            q = q * (1.0 / math.sqrt(d))
             with torch.autocast(y.device.type, enabled=False):  # all of it in the dtype of z
-                energy = torch.bmm(q * (1.0 / math.sqrt(d)), k.transpose(1, 2))  # (B*V*H, T, T)
-                A = energy.softmax(-1) if self.correlation == "softmax" else energy.tanh()
-                mixed = torch.bmm(A, v).view(B * V, H, T, d)
+                if self.correlation == "softmax":
+                    mixed = _FrameAttention.apply(q, k, v)
+                else:
+                    mixed = torch.bmm(torch.bmm(q, k.transpose(1, 2)).tanh(), v)
+            mixed = mixed.view(B * V, H, T, d)
         mixed = mixed.transpose(1, 2).reshape(B, V, T, H * d).permute(0, 3, 1, 2)
         out = F.conv2d(mixed, self.output, stride=(1, self.stride), padding=(0, 1))
         return batch_norm(out, self.norm, self.eta_global)
