@@ -228,13 +228,13 @@ def test_scores_of_a_run_that_is_not_finished_say_so(
 
 def test_the_command_scores_several_runs_and_shows_each_class(trained: Path) -> None:
     runs = [str(trained), str(trained)]
-    plain = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu"], env={"COLUMNS": "500"})
+    plain = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu"], env={"COLUMNS": "200"})
     assert plain.exit_code == 0, plain.output
     assert plain.stdout.count("top-1") == 1, "one table for all"
     assert plain.stderr.count(f"{trained}: top-1 ") == 2
     assert "ntu60-xsub, test split, last epoch" in plain.stdout
     shown = CliRunner().invoke(
-        app, ["evaluate", *runs, "--device", "cpu", "--per-class"], env={"COLUMNS": "500"}
+        app, ["evaluate", *runs, "--device", "cpu", "--per-class"], env={"COLUMNS": "200"}
     )
     assert shown.exit_code == 0, shown.output
     assert shown.output.count("clapping") >= 2
@@ -252,7 +252,7 @@ def test_a_run_that_cannot_be_scored_does_not_hide_the_others(
     trained: Path, tmp_path: Path
 ) -> None:
     runs = [str(tmp_path / "no-run"), str(trained)]
-    shown = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu"], env={"COLUMNS": "500"})
+    shown = CliRunner().invoke(app, ["evaluate", *runs, "--device", "cpu"], env={"COLUMNS": "200"})
     assert shown.exit_code == 2
     assert str(trained) in shown.stdout
     assert f"not scored: {tmp_path}/no-run: " in shown.stderr

@@ -110,7 +110,7 @@ def test_a_replay_names_the_module_where_numbers_overflow(recipe: Recipe) -> Non
     assert found.findings[0].name.startswith("encoder.")
     assert found.findings[0].precision == "fp32"
     assert not torch.isfinite(torch.tensor(found.losses["fp32"])).any()
-    shown = CliRunner().invoke(app, ["replay", str(config.out)], env={"COLUMNS": "500"})
+    shown = CliRunner().invoke(app, ["replay", str(config.out)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     assert found.findings[0].name in shown.output
     assert found.sample_ids[0] in shown.output

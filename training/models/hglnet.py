@@ -105,9 +105,7 @@ class _LiftedDistance(torch.autograd.Function):
     """sum_m |q[i, m] - k[j, m]| of q and k lifted from u; their gradients go back by products."""
 
     @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, u: Tensor, q_w: Tensor, q_b: Tensor, k_w: Tensor, k_b: Tensor) -> Tensor:
         """u (B, K, R, V), weights and biases (K, V) -> (B, K, R, V, V)."""
         distance = torch.cdist(_lifted(u, q_w, q_b), _lifted(u, k_w, k_b), p=1.0)
         ctx.save_for_backward(u, q_w, q_b, k_w, k_b, distance)
@@ -127,7 +125,7 @@ class _LiftedDistance(torch.autograd.Function):
         of_k = torch.ops.aten._cdist_backward(swapped, k, q, 1.0, distances)
         with_one = torch.stack((u, torch.ones_like(u)), dim=2).view(B * K, 2, R * V)
         of_u = torch.zeros_like(u)
-        of_maps = []
+        of_maps: list[Tensor] = []
         for of_lifted, weight in ((of_q, q_w), (of_k, k_w)):
             of_lifted = of_lifted.view(B * K, R * V, V)
             rows = weight.repeat(B, 1)[:, None]  # (B*K, 1, V)
@@ -339,11 +337,16 @@ class LSE(nn.Module):
         K, V, _ = graph.shape
         self.energy = energy
         self.num_edges = [int(count) for count in (graph > 0).sum(dim=(1, 2))]  # L_k
-        subset, target, source = (graph > 0).nonzero(as_tuple=True)  # (L,) each, subset by subset
-        self.register_buffer("target", target, persistent=False)  # i, the joint that receives
-        self.register_buffer("source", source, persistent=False)  # j, the joint that sends
+        # Subset k, the joint i that receives and j that sends: (L,) each, subset by subset.
+        subset, target, source = (graph > 0).nonzero(as_tuple=True)
         # Place of an edge in the flattened (K, Vj, Vi) topology of CTS.
         self.register_buffer("place", (subset * V + source) * V + target, persistent=False)
+        # Edges read from joints and subsets by products with 0 and 1: so do their gradients.
+        in_subset = F.one_hot(subset, K).T.float()  # (K, L)
+        self.register_buffer("in_subset", in_subset, persistent=False)
+        for name, joint in (("at_target", target), ("at_source", source)):
+            at_joint = F.one_hot(subset * V + joint, K * V).T.float()  # (K*V, L)
+            self.register_buffer(name, at_joint, persistent=False)
         self.adjacency = nn.Parameter(graph[subset, target, source].clone())  # A_k on its mask
         self.psi = init_map(torch.empty(K * reduced, in_channels), reduced)
         if energy == "pairwise":
@@ -359,35 +362,76 @@ class LSE(nn.Module):
         )
         self.residual = nn.Parameter(torch.ones(K))  # lambda
 
-    target: Tensor
-    source: Tensor
     place: Tensor
+    in_subset: Tensor
+    at_target: Tensor
+    at_source: Tensor
+
+    def _per_joint(self, weight: Tensor, pooled: Tensor) -> Tensor:
+        """weight (K*R, C_in) times pooled (B, C_in, V), as (B, R, K*V)."""
+        B, _, V = pooled.shape
+        K, _, R = self.expand.shape
+        return torch.matmul(weight, pooled).view(B, K, R, V).transpose(1, 2).reshape(B, R, K * V)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """A_L on the edges: (B, C_out, L) from the time means (B, C_in, V)."""
-        B, _, V = pooled.shape
-        K, _, R = self.expand.shape
-        psi = torch.matmul(self.psi, pooled).view(B, K, R, V).unbind(1)
-        phi = psi
+        relation = torch.matmul(self._per_joint(self.psi, pooled), self.at_target)  # (B, R, L)
         if self.energy == "pairwise":
-            phi = torch.matmul(self.phi, pooled).view(B, K, R, V).unbind(1)
-        weights: list[Tensor] = []
-        edges = zip(
-            self.target.split(self.num_edges),
-            self.source.split(self.num_edges),
-            self.adjacency.split(self.num_edges),
-            strict=True,
-        )
-        for k, (target, source, a) in enumerate(edges):
-            at_target = psi[k][:, :, target]  # (B, R, L_k)
-            if self.energy == "pairwise":
-                relation = torch.tanh(at_target - phi[k][:, :, source])
-            else:
-                relation = at_target * self.lift_weight[k, source] + self.lift_bias[k, source]
-            E = torch.relu(a + torch.matmul(self.epsilon[k] * self.expand[k], relation))
-            G = torch.sigmoid(self.gate[k](E.mean(dim=1)))  # (B, L_k)
-            weights.append(E * (G + self.residual[k])[:, None])
-        return torch.cat(weights, dim=2)  # (B, C_out, L)
+            sent = torch.matmul(self._per_joint(self.phi, pooled), self.at_source)
+            relation = torch.tanh(relation - sent)
+        else:
+            slope, shift = self.lift_weight.flatten(), self.lift_bias.flatten()
+            relation = relation * (slope @ self.at_source) + shift @ self.at_source
+        relation = relation * (self.epsilon @ self.in_subset)
+        of_subset = relation.split(self.num_edges, dim=2)
+        energies = [torch.matmul(w, part) for w, part in zip(self.expand, of_subset, strict=True)]
+        E = torch.relu(self.adjacency + torch.cat(energies, dim=2))  # (B, C_out, L)
+        means = E.mean(dim=1).split(self.num_edges, dim=1)  # (B, L_k) each
+        G = torch.cat([gate(mean) for gate, mean in zip(self.gate, means, strict=True)], dim=1)
+        return E * (torch.sigmoid(G) + self.residual @ self.in_subset)[:, None]
+
+
+class _CompositeTopology(torch.autograd.Function):
+    """Global topology by a product, with the local one added at its edges in place.
+
+    Left to autograd, adding in place would copy the largest gradient twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor | None,
+        parts: Tensor | None,
+        local: Tensor,
+        place: Tensor,
+        size: int,
+    ) -> Tensor:
+        """weight (C*K, K*R), parts (B, K*R, V*V), local (B, C, L), place (L,) -> (B, C, K*V*V)."""
+        B, C, _ = local.shape
+        ctx.save_for_backward(weight, parts, place)
+        if weight is None or parts is None:
+            composite = local.new_zeros(B, C, size)
+        else:
+            composite = torch.bmm(weight.expand(B, -1, -1), parts).view(B, C, size)
+        rows = torch.arange(0, composite.numel(), size, device=local.device)
+        edges = (rows[:, None] + place).flatten()  # one flat index is much faster than two
+        flat = composite.view(-1)
+        flat[edges] = flat[edges] + local.reshape(-1)
+        return composite
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of weight, parts and local."""
+        weight, parts, place = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        of_local = grad.gather(2, place.expand(*grad.shape[:2], -1))
+        if weight is None or parts is None:
+            return None, None, of_local, None, None
+        grad = grad.view(len(grad), len(weight), -1)  # (B, C*K, V*V)
+        of_weight = torch.bmm(grad, parts.transpose(1, 2)).sum(dim=0)
+        of_parts = torch.bmm(weight.t().expand(len(grad), -1, -1), grad)
+        return of_weight, of_parts, of_local, None, None
 
 
 class CTS(SpatialUnit):
@@ -443,20 +487,18 @@ class CTS(SpatialUnit):
 
     def topology(self, pooled: Tensor, dtype: torch.dtype) -> Tensor:
         """A_comp of Eq. 7, see SpatialUnit."""
-        B, _, V = pooled.shape
+        weight, parts = None, None
         if self.gsm is not None:
             weight = by_subset(_scaled(self.gsm.expand, self.lambda_global))  # (C*K, K*R)
             mixed = self.gsm.enhanced(pooled).transpose(-1, -2)  # (B, K, R, Vj, Vi)
-            composite = expanded(weight, mixed.flatten(3).flatten(1, 2), dtype)
-        else:
-            composite = pooled.new_zeros(B, len(self.theta), V * V, dtype=dtype)
-        if self.lse is not None:
-            local = _scaled(self.lse(pooled), self.lambda_local).to(dtype)  # (B, C, L)
-            # A product with zeros and ones puts edges into their places; indexed sums are slower.
-            at_place = F.one_hot(self.lse.place, self.num_subsets * V * V).to(dtype)  # (L, K*V*V)
-            edges = composite.view(B, -1, self.num_subsets * V * V)
-            edges.baddbmm_(local, at_place.expand(B, -1, -1))  # fresh: nothing else holds it
-        return composite
+            parts = mixed.flatten(3).flatten(1, 2)
+            if self.lse is None:
+                return expanded(weight, parts, dtype)
+            weight, parts = weight.to(dtype), parts.to(dtype)
+        assert self.lse is not None, "CTS has one of them"
+        local = _scaled(self.lse(pooled), self.lambda_local).to(dtype)  # (B, C, L)
+        size = self.num_subsets * pooled.shape[-1] ** 2
+        return _CompositeTopology.apply(weight, parts, local, self.lse.place, size)
 
 
 class DHT(nn.Module):
