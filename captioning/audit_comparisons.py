@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from captioning.audit_rows import CaptionRows, Rule, Verdicts
-from captioning.caption_words import STOP_WORDS, named_side, stem
+from datasets_build.caption_words import STOP_WORDS, named_side, stem
 from datasets_build.protocols import NTU, ids_of_name
 
 PHRASE_WORDS = 6  # our choice: grammar alone makes runs of five common ("is sitting on a chair")

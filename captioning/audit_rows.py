@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioning.caption_words import words_of
 from captioning.label_words import class_of_sample
 from datasets_build import schema
+from datasets_build.caption_words import words_of
 from datasets_build.progress import Progress
 from datasets_build.shards import iterate_shards, read_index
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.audit_rows import CaptionRows, Rule, Verdicts
-from captioning.caption_words import stem, words_of
-from captioning.label_words import label_phrases, label_stems
+from captioning.label_words import label_stems
+from datasets_build.caption_words import label_phrases, stem, words_of
 
 # Prompts that ask for limbs and not for the action: their captions need not name it.
 PARTS_PROMPTS = ("body-parts",)

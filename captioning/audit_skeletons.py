@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from captioning.audit_rows import CaptionRows, Rule, Verdicts
-from captioning.caption_words import acting_limbs
 from datasets_build import schema
 from datasets_build.bodies import BodySettings
+from datasets_build.caption_words import acting_limbs
 from datasets_build.dataset import joints_of_table, open_dataset
 from datasets_build.formats import FORMATS, find_clips
 from datasets_build.joints import Skeleton

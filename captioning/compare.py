@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioning.audit_rows import MADE_BY, iterate_columns
-from captioning.caption_words import words_of
 from captioning.label_words import class_of_sample
 from captioning.results import check_finished
+from datasets_build.caption_words import words_of
 from datasets_build.manifest import differing_parts, read_json
 
 KINDS = ("same", "changed", "added", "lost", "without")

@@ -23,7 +23,6 @@ from captioning.results import INDEX_FILE, MANIFEST_FILE, NUM_LISTED_FAILURES, s
 from captioning.run import CaptionSummary, check_output
 from captioning.selection import choose, ids_from_names, parse_filters
 from captioning.text_rows import Row, classes_of, prepare, rows_of
-from captioning.text_tables import ClassNames, TextTable, read_texts, sample_id_of
 from datasets_build import schema
 from datasets_build.locks import locked
 from datasets_build.manifest import (
@@ -45,6 +44,7 @@ from datasets_build.shards import (
     read_index,
     write_shard,
 )
+from datasets_build.text_tables import ClassNames, TextTable, read_texts, sample_id_of
 
 KIND = "text"  # the manifest's part "kind"
 ROWS_PER_SHARD = 1024

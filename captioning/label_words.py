@@ -8,14 +8,13 @@ of them tells of something else.
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from captioning.caption_words import STOP_WORDS, stem, words_of
+from datasets_build.caption_words import STOP_WORDS, stem, words_of
 from datasets_build.protocols import class_list, ids_of_name
 from datasets_build.schema import SAMPLE_ID
 
@@ -179,20 +178,6 @@ def label_stems(class_name: str) -> frozenset[str]:
     """
     own = {w for w in words_of(class_name) if w not in STOP_WORDS and stem(w) not in _COMMON_STEMS}
     return frozenset(map(stem, own.union(words_of(RELATED_WORDS.get(class_name, "")))))
-
-
-@cache
-def label_phrases(class_name: str) -> tuple[str, ...]:
-    """A class name as a caption would copy it, in lower case, without brackets.
-
-    "put on a hat/cap" gives "put on a hat" and "put on a cap".
-    """
-    plain = re.sub(r"\s*\(.*?\)", "", class_name)
-    choices = re.fullmatch(r"(.*?)([^\s/]+)/([^\s/]+)(.*)", plain)
-    if choices is None:
-        return (" ".join(words_of(plain)),)
-    before, first, second, after = choices.groups()
-    return tuple(" ".join(words_of(f"{before}{word}{after}")) for word in (first, second))
 
 
 def read_classes(path: Path) -> dict[str, str]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from captioning.checks import clean_caption
-from captioning.text_tables import ClassNames, Key, Text, TextTable
 from datasets_build import schema
 from datasets_build.manifest import canonical_json, sha256_bytes
 from datasets_build.protocols import ids_of_name
+from datasets_build.text_tables import ClassNames, Key, Text, TextTable
 
 DEFAULT_PROMPT_ID = "text"
 

@@ -234,18 +234,20 @@ def _ensemble(demo: _Demo) -> str:
 
 
 def _describe(demo: _Demo) -> str:
-    from datasets_build.class_names import ntu_class_names
     from datasets_build.synthetic import action_of_caption
     from training.config import DescribeConfig
     from training.describe import run
+    from training.text_quality import Named
 
-    action_ids = {name: number for number, name in enumerate(ntu_class_names(), start=1)}
+    label_of = {action_id: label for label, action_id in enumerate(ACTION_IDS)}
 
-    def names_action(text: str, class_name: str) -> bool:
-        return action_of_caption(text) == action_ids[class_name]
+    def named_in(text: str) -> Named:
+        label = label_of.get(action_of_caption(text) or 0)
+        labels = () if label is None else (label,)
+        return Named(labels, labels)
 
     config = DescribeConfig(run=demo.runs[0], every=True, device="cpu")
-    summary = run(config, demo.progress, names_action=names_action)
+    summary = run(config, demo.progress, named_in=named_in)
     by_action = sorted(
         summary.descriptions, key=lambda d: (demo.truth[d.sample_id]["action_id"], d.sample_id)
     )

@@ -28,6 +28,7 @@ from cli import (
     ensemble,
     evaluate,
     export,
+    fetch,
     look,
     probe,
     protocols,
@@ -37,6 +38,7 @@ from cli import (
     sweep,
     train,
     verify,
+    zero_shot,
 )
 
 # In the order of the data's way.
@@ -48,12 +50,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": look.inspect,
     "export": export.export,
     "push": push.push,
+    "fetch": fetch.fetch,
     "train": train.train,
     "replay": replay.replay,
     "sweep": sweep.sweep,
     "evaluate": evaluate.evaluate,
     "ensemble": ensemble.ensemble,
     "describe": describe.describe,
+    "retrieve": describe.retrieve,
+    "zero-shot": zero_shot.zero_shot,
+    "zero-shot-sweep": zero_shot.zero_shot_sweep,
     "demo": demo.demo,
     "doctor": doctor.doctor,
     "protocols": protocols.protocols,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import console
-from cli.options import JsonOption, SetOption
+from cli.options import JsonOption
 
 if TYPE_CHECKING:
     from training.sweep_plan import SweepPlan
@@ -16,18 +16,22 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="SWEEP",
-            help="A sweep (table-4, table-5, table-4-nw-ucla, table-5-nw-ucla), a recipe, or the "
-            "path of your own .toml file.",
-        ),
-    ],
     data: Annotated[Path, typer.Option("--data", help="Folder that hoc build-dataset wrote.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of all runs; a stopped sweep goes on there.")
     ],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SWEEP",
+            help="A sweep (table-6, table-6-nw-ucla, ...: hoc recipes lists them), a recipe, or "
+            "the path of your own .toml file.",
+        ),
+    ] = None,
+    table: Annotated[
+        int | None,
+        typer.Option(help="A table of the paper, 4, 5 or 6: --table 6 is the sweep table-6."),
+    ] = None,
     streams: Annotated[
         str | None,
         typer.Option(help="all, or some: joint,bone,bone2,joint-motion,bone-motion,bone2-motion."),
@@ -39,7 +43,16 @@ def sweep(
         typer.Option(help="Runs at a time, each in a process; they share the cores or the GPU."),
     ] = 1,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    set_values: SetOption = None,
+    set_values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Change one value of every row's recipe; `ROW:SECTION.KEY=VALUE` of that row's "
+            "alone, where ROW may be several, joined by commas, or a pattern such as `*hocslm*`. "
+            "May be given several times.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show what would be trained and stop.")] = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -47,9 +60,12 @@ def sweep(
 
     A recipe is a sweep of one row. Writes OUT/ROW/STREAM-seedK (as **hoc train** does), their
     ensembles, and the table as OUT/sweep.md, sweep.csv and sweep.json, replaced after every run.
-    The same command goes on where a sweep stopped. In --set, {stream} and {seed} stand for the
-    run's own. A run that fails is told in the table; the exit code is then 1.
+    A row that starts from another (strategies T1 to T3 of table 6) is trained after it. The same
+    command goes on where a sweep stopped. In --set, {stream} and {seed} stand for the run's own. A
+    run that fails is told in the table; the exit code is then 1.
     """
+    if (name is None) == (table is None):
+        raise ValueError("give a SWEEP or --table N, one of them: `hoc recipes` lists the sweeps")
     from datasets_build.settings import resolve
     from training.config import SweepConfig
     from training.sweep_plan import plan_sweep
@@ -58,7 +74,7 @@ def sweep(
         SweepConfig,
         {},
         flags={
-            "sweep": name,
+            "sweep": f"table-{table}" if name is None else name,
             "dataset": data,
             "out": out,
             "streams": _words(streams),
@@ -96,19 +112,22 @@ def _show_plan(plan: SweepPlan, *, json_output: bool) -> None:
         console.print_json({"sweep": plan.name, "title": plan.title, "runs": settings})
         return
     changes = {row.name: " ".join(row.set) for row in plan.rows}
-    rows = [
-        (
-            run.row,
-            run.config.model.name,
-            changes[run.row],
-            run.stream,
-            run.seed,
-            run.config.loop.epochs,
-        )
-        for run in plan.runs
-    ]
-    columns = ["row", "model", "changes", "stream", "seed", "epochs"]
-    console.print_table(f"{plan.title}: {len(rows)} runs", columns, rows, numeric=2)
+    columns: dict[str, list[str | int]] = {
+        "row": [run.row for run in plan.runs],
+        "model": [run.config.model.name for run in plan.runs],
+        "changes": [changes[run.row] for run in plan.runs],
+        "starts from": ["" if run.start is None else run.start.row for run in plan.runs],
+        "stream": [run.stream for run in plan.runs],
+        "seed": [run.seed for run in plan.runs],
+        "epochs": [run.config.loop.epochs for run in plan.runs],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
+    console.print_table(
+        f"{plan.title}: {len(plan.runs)} runs",
+        list(shown),
+        list(zip(*shown.values(), strict=True)),
+        numeric=2,
+    )
     console.out.print("The resolved recipes: --dry-run --json", markup=False)
 
 

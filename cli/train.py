@@ -33,6 +33,13 @@ def train(
     tracker: Annotated[
         str | None, typer.Option(help="Send metrics to wandb or trackio, too.")
     ] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="Frozen language model: tiny, smollm2, a folder or a hub id."),
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Run whose last checkpoint gives the starting weights.")
+    ] = None,
     set_values: SetOption = None,
     dry_run: Annotated[
         bool,
@@ -54,6 +61,7 @@ def train(
         {
             "out": out,
             "data": {"dataset": data, "protocol": protocol, "stream": stream},
+            "method": {"language_model": llm, "init_from": init_from},
             "loop": {"seed": seed, "epochs": epochs, "device": device, "tracker": tracker},
         },
     )

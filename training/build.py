@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from datasets_build.bodies import SecondBody
-from datasets_build.dataset import SkeletonDataset
+from datasets_build.dataset import ClassEntry, SkeletonDataset
 from datasets_build.joints import Skeleton, skeleton_from_json, skeleton_named
 from datasets_build.manifest import read_json
 from datasets_build.protocols import Protocol
@@ -25,12 +25,13 @@ from training.models.ctrgcn import CTRGCN
 from training.models.hglnet import HGLNet
 from training.models.language_model import FrozenLanguageModel
 from training.models.ssf import SSF
+from training.unseen_classes import unseen_labels
 
 MODELS: dict[str, type[nn.Module]] = {"hglnet": HGLNet, "ctrgcn": CTRGCN}
 METHODS: dict[str, type[Method]] = {"classify": ClassifyMethod, "hocslm": HocSLMMethod}
 
 CONFIG_FILE = "config.json"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": "8bit", "4bit": "4bit"}
 # given by build_model itself, not by model.switches
 _OWN_KEYWORDS = ("num_classes", "skeleton", "in_channels", "base_channels")
 
@@ -65,6 +66,12 @@ class RunRecord:
     def class_names(self) -> list[str]:
         """Names in label order."""
         return [entry["name"] for entry in self.classes]
+
+    @property
+    def unseen(self) -> frozenset[int]:
+        """Labels of the classes that were left out of training."""
+        classes = [ClassEntry(**entry) for entry in self.classes]
+        return unseen_labels(classes, self.config.data.unseen_classes)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -210,8 +217,10 @@ def build_method(
     language_model = FrozenLanguageModel.load(
         settings.language_model,
         revision=settings.language_model_revision,
-        dtype=_DTYPES[settings.language_model_dtype],
+        dtype=_DTYPES[settings.language_model_dtype],  # type: ignore[arg-type]
         device=device,
+        device_map=settings.language_model_device_map,
+        gradient_checkpointing=settings.gradient_checkpointing,
     )
     ssf = SSF(
         encoder.num_features,  # type: ignore[arg-type]

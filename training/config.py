@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 
 from datasets_build.class_names import MANIFESTS
 from datasets_build.settings import Settings, merged, read_toml, resolve
@@ -27,6 +28,7 @@ Part = Literal["encoder", "head", "ssf"]
 Stream = Literal["joint", "bone", "bone2", "joint-motion", "bone-motion", "bone2-motion"]
 Orphan = Literal["zero", "keep"]
 Weights = Literal["last", "best"]
+Captions = Literal["own", "shuffled", "shuffled-in-class", "class-name"]
 
 
 class DataConfig(Settings):
@@ -45,6 +47,8 @@ class DataConfig(Settings):
         view: whose cropping and augmentation: "ntu" (protocols.md section 3) or "ucla" (section 5).
         repeat: times that each training sample is seen in an epoch, with other draws each time.
         allow_empty_classes: train although a class of the data set has no training sample.
+        unseen_classes: names or action_ids (1-based, as in file names) of classes that are neither
+            trained nor validated on; `hoc zero-shot` asks for them. The head keeps its width.
         resident_gib: joints up to this size lie on the training device; larger sets are
             memory-mapped.
     """
@@ -58,6 +62,7 @@ class DataConfig(Settings):
     view: View = "ntu"
     repeat: int = Field(default=1, ge=1)
     allow_empty_classes: bool = False
+    unseen_classes: tuple[int | str, ...] = ()
     resident_gib: float = Field(default=8.0, ge=0)  # our choice: NTU120 is about 2 GiB
 
 
@@ -86,13 +91,19 @@ class MethodConfig(Settings):
         name: "classify" (cross-entropy) or "hocslm" (cross-entropy and captions).
         language_model: what training.models.language_model can load: "tiny", a folder, a hub id.
         language_model_revision: the hub revision; None for the model's current one.
-        language_model_dtype: precision that the frozen weights are held in.
+        language_model_dtype: precision that the frozen weights are held in; "8bit" and "4bit" need
+            bitsandbytes.
+        language_model_device_map: "auto" spreads a large language model over all devices.
+        gradient_checkpointing: compute the language model's layers again for the gradient instead
+            of keeping what they made: less memory, a third more time.
         lambda_gen: weight of the caption loss (Eq. 14; blank in the paper).
         lambda_cls: weight of the cross-entropy (Eq. 14; blank in the paper).
         prompt_length: learnable prompt positions, Lp.
         hidden: hidden width of the projection.
         max_caption_tokens: captions are cut to this many tokens, end mark included.
         prompt_ids: use only captions made with these prompts; empty: all.
+        captions: those of the sample itself, or a control's (training/caption_controls.py): of any
+            other training sample, of one of the same class, or the class name alone.
         init_from: run folder whose last checkpoint gives the starting weights.
         freeze: parts that keep their weights; "encoder" needs init_from.
     """
@@ -100,13 +111,16 @@ class MethodConfig(Settings):
     name: Literal["classify", "hocslm"] = "classify"
     language_model: str | None = None
     language_model_revision: str | None = None
-    language_model_dtype: Literal["fp32", "bf16"] = "fp32"
+    language_model_dtype: Literal["fp32", "bf16", "8bit", "4bit"] = "fp32"
+    language_model_device_map: Literal["auto"] | None = None
+    gradient_checkpointing: bool = False
     lambda_gen: float = Field(default=0.5, ge=0)
     lambda_cls: float = Field(default=1.0, ge=0)
     prompt_length: int = Field(default=8, ge=0)
     hidden: int = Field(default=1024, ge=1)
     max_caption_tokens: int = Field(default=64, ge=2)
     prompt_ids: tuple[str, ...] = ()
+    captions: Captions = "own"
     init_from: Path | None = None
     freeze: tuple[Part, ...] = ()
 
@@ -123,6 +137,8 @@ class MethodConfig(Settings):
         else:
             if self.language_model is not None:
                 raise ValueError('method "classify" reads no language_model; use name = "hocslm"')
+            if self.captions != "own":
+                raise ValueError('method "classify" reads no captions; use name = "hocslm"')
             trained = {"encoder", "head"} - set(self.freeze)
         if not trained:
             raise ValueError(f"freeze = {list(self.freeze)} leaves nothing to train")
@@ -175,6 +191,7 @@ class LoopConfig(Settings):
         batch_size: samples of one optimiser step, over all processes and accumulated parts; batch
             norms see batch_size / (processes x accumulation) of them at a time.
         accumulation: parts that a process computes one after the other for one step.
+        sync_batch_norm: with several processes, batch norms see the parts of all of them together.
         mixed_precision: autocast of the forward pass.
         seed: of the weights, the order and every draw.
         deterministic: only bit-reproducible kernels.
@@ -197,6 +214,7 @@ class LoopConfig(Settings):
     epochs: int = Field(default=65, ge=1)
     batch_size: int = Field(default=64, ge=2)
     accumulation: int = Field(default=1, ge=1)
+    sync_batch_norm: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = Field(default=0, ge=0)
     deterministic: bool = False
@@ -224,6 +242,24 @@ class LoopConfig(Settings):
         return self
 
 
+_NOT_IN_REQUESTS = (
+    ("data", "dataset"),  # its fingerprint is compared instead
+    ("data", "protocol"),  # a name or a path; its rule is compared instead
+    ("data", "resident_gib"),
+    ("method", "init_from"),  # the hash of its weights is compared instead
+    ("loop", "checkpoint_every_epochs"),
+    ("loop", "checkpoint_every_minutes"),
+    ("loop", "evaluate_every_epochs"),
+    ("loop", "keep_best_epoch"),
+    ("loop", "log_every_steps"),
+    ("loop", "device"),
+    ("loop", "compile"),
+    ("loop", "tensorboard"),
+    ("loop", "tracker"),
+    ("loop", "num_threads"),
+)
+
+
 class TrainConfig(Settings):
     """One training run.
 
@@ -241,24 +277,27 @@ class TrainConfig(Settings):
     def request(self) -> dict[str, Any]:
         """What decides the trained weights, and so what a resume must match; no path is in it."""
         parts = self.model_dump(mode="json", exclude={"out"})
-        for section, name in (
-            ("data", "dataset"),  # its fingerprint is compared instead
-            ("data", "protocol"),  # a name or a path; its rule is compared instead
-            ("data", "resident_gib"),
-            ("method", "init_from"),  # the hash of its weights is compared instead
-            ("loop", "checkpoint_every_epochs"),
-            ("loop", "checkpoint_every_minutes"),
-            ("loop", "evaluate_every_epochs"),
-            ("loop", "keep_best_epoch"),
-            ("loop", "log_every_steps"),
-            ("loop", "device"),
-            ("loop", "compile"),
-            ("loop", "tensorboard"),
-            ("loop", "tracker"),
-            ("loop", "num_threads"),
-        ):
+        for section, name in _NOT_IN_REQUESTS:
             del parts[section][name]
         return parts
+
+
+def with_later_keys(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored request of a run with the keys that it does not know, since they came later.
+
+    They stand at their defaults, which mean what was done before there was such a key.
+    """
+    filled = dict(request)
+    for section, field in TrainConfig.model_fields.items():
+        model = field.annotation
+        if section in request and isinstance(model, type) and issubclass(model, Settings):
+            later = {
+                name: to_jsonable_python(own.get_default(call_default_factory=True))
+                for name, own in model.model_fields.items()
+                if name not in request[section] and (section, name) not in _NOT_IN_REQUESTS
+            }
+            filled[section] = {**request[section], **later}
+    return filled
 
 
 class EvaluateConfig(Settings):
@@ -330,12 +369,15 @@ class DescribeConfig(Settings):
     Attributes:
         run: run folder of method "hocslm".
         sample_ids: samples of the data set to describe.
-        skeletons: `.skeleton` files to describe.
+        skeletons: `.skeleton` files (NTU) or `.json` files (NW-UCLA) to describe.
         every: describe the whole split.
         dataset: another data set with the same classes and skeleton; None: the one trained on.
         split: the split of `every`.
         max_new_tokens: longest text.
         num_beams: 1 is greedy.
+        synonyms: tables of synonyms of the classes (training/text_quality.py); none: a class is
+            named by its name alone.
+        sentences: tables of class sentences; of `every`, texts are also judged by the closest.
         batch_size: samples described at once.
         device: "auto", "cpu", "cuda" or "mps".
     """
@@ -348,17 +390,102 @@ class DescribeConfig(Settings):
     split: Split = "test"
     max_new_tokens: int = Field(default=64, ge=1)
     num_beams: int = Field(default=1, ge=1)
+    synonyms: tuple[Path, ...] = ()
+    sentences: tuple[Path, ...] = ()
     batch_size: int = Field(default=32, ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     @model_validator(mode="after")
     def _fits(self) -> DescribeConfig:
         if not (self.sample_ids or self.skeletons or self.every):
-            raise ValueError(
-                "nothing to describe: give sample ids, .skeleton files or every = true"
-            )
-        if self.every and self.sample_ids:
-            raise ValueError("give sample ids or every = true, not both")
+            raise ValueError("nothing to describe: give sample ids, skeleton files or every = true")
+        if self.every and (self.sample_ids or self.skeletons):
+            raise ValueError("give sample ids and files, or every = true, not both")
+        return self
+
+
+class RetrieveConfig(Settings):
+    """Skeletons found by texts and texts by skeletons.
+
+    Attributes:
+        run: run folder of method "hocslm".
+        dataset: another data set with the same classes and skeleton; None: the one trained on.
+        split: whose samples.
+        texts: tables of class sentences, the candidates; none: the distinct captions of the split.
+        num_samples: so many samples of the split, drawn by `seed`; None: all.
+        seed: of that draw.
+        batch_size: pairs of a skeleton and a text scored at once.
+        device: "auto", "cpu", "cuda" or "mps".
+    """
+
+    run: Path
+    dataset: Path | None = None
+    split: Split = "test"
+    texts: tuple[Path, ...] = ()
+    num_samples: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=256, ge=1)  # our choice
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class ZeroShotConfig(Settings):
+    """Scores of classes that a run was never trained on, by sentences that name them.
+
+    Attributes:
+        run: run folder of method "hocslm" whose recipe has data.unseen_classes.
+        texts: tables of class texts; none: a sentence made of each class name.
+        dataset: another data set with the same classes and skeleton; None: the one trained on.
+        batch_size: pairs of a sample and a sentence scored at once.
+        device: "auto", "cpu", "cuda" or "mps".
+    """
+
+    run: Path
+    texts: tuple[Path, ...] = ()
+    dataset: Path | None = None
+    batch_size: int = Field(default=256, ge=1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class ZeroShotSweepConfig(Settings):
+    """Zero-shot runs over many choices of unseen classes.
+
+    Attributes:
+        dataset: folder that `hoc build-dataset` wrote.
+        out: folder of all runs and of the table.
+        stage_zero: recipe of the encoder.
+        stage_one: recipe of method "hocslm" that starts from it.
+        num_unseen: classes that a split leaves out.
+        splits: such splits, each of action ids or names; None: all there are.
+        num_splits: only so many of all, in a seeded order; None: all.
+        texts: see ZeroShotConfig.
+        assignments: `section.key=value` texts laid over both recipes; `stage-zero:` or `stage-one:`
+            before one lays it over that recipe alone.
+        device: "auto", "cpu", "cuda" or "mps"; None for the recipes'.
+        jobs: splits at a time, each in a process of its own where there are several.
+    """
+
+    dataset: Path
+    out: Path
+    stage_zero: str = "nw-ucla-zero-shot-stage-zero"
+    stage_one: str = "nw-ucla-zero-shot"
+    num_unseen: int = Field(default=2, ge=2)
+    splits: tuple[tuple[int | str, ...], ...] | None = Field(default=None, min_length=1)
+    num_splits: int | None = Field(default=None, ge=1)
+    texts: tuple[Path, ...] = ()
+    assignments: tuple[str, ...] = ()
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    jobs: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> ZeroShotSweepConfig:
+        for split in self.splits or ():
+            if len(split) != self.num_unseen:
+                raise ValueError(
+                    f"split {'+'.join(map(str, split))} has {len(split)} classes, num_unseen is "
+                    f"{self.num_unseen}; join so many action ids or names by +"
+                )
+        if self.splits is not None and self.num_splits is not None:
+            raise ValueError("give splits or num_splits, not both")
         return self
 
 
@@ -476,7 +603,8 @@ class SweepConfig(Settings):
         streams: inputs to train; ("all",) for the six, None for the recipe's own.
         seeds: seeds to train; None for the recipe's own.
         protocol: another split rule than the recipes'.
-        assignments: `section.key=value` texts laid over every row's recipe.
+        assignments: `section.key=value` texts laid over every row's recipe; with `ROW,ROW:` before
+            it over those rows' alone, where `*` and `?` stand for letters.
         device: "auto", "cpu", "cuda" or "mps"; None for the recipe's.
         jobs: runs at a time, each in a process of its own where there are several.
     """

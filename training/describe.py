@@ -1,34 +1,51 @@
-"""Text from skeletons: what a HocSLM run says of samples of its data set or of `.skeleton` files.
+"""Text from skeletons: what a HocSLM run says of samples of its data set or of skeleton files.
 
-The text comes from the skeleton alone: no video and no caption of the sample is read.
+The text comes from the skeleton alone: no video and no caption of the sample has a part in it.
+Where a whole split is described, its captions are read afterwards, to measure the texts by them.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from datasets_build.bodies import BodySettings, select_bodies
-from datasets_build.joints import NTU_25
-from datasets_build.manifest import write_json
-from datasets_build.ntu import read_skeleton
-from datasets_build.ntu_names import parse_ntu_name
+from datasets_build import schema
+from datasets_build.manifest import sha256_file, write_bytes_atomic, write_json
 from datasets_build.progress import Progress
+from training.class_sentences import read_class_sentences
 from training.config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
-from training.loading import load_split, one_clip
+from training.loading import AnySplit, load_split
 from training.methods.hocslm import HocSLMMethod
+from training.references import read_references
+from training.scores import file_stem
 from training.seeding import cpu_threads, deterministic_kernels
-from training.skeleton_data import SkeletonStore
+from training.skeleton_data import SkeletonBatch, SkeletonStore
+from training.skeleton_files import FileClip, joined, read_file_clip
+from training.text_quality import ClosestSentence, Named, NamedIn, Naming, class_phrases, judge
+from training.text_scores import NEEDS_LIBRARY, TextScores, has_library, text_scores
 
-# text, class name -> whether the text names that action
-NamesAction = Callable[[str, str], bool]
+DESCRIPTION_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("label", pa.int32()),  # 0-based
+        pa.field("class_name", pa.string()),
+        pa.field("predicted_label", pa.int32(), nullable=False),
+        pa.field("predicted_name", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("named_classes", pa.list_(pa.string()), nullable=False),
+        pa.field("names_action", pa.bool_()),
+        pa.field("references", pa.list_(pa.string()), nullable=False),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -37,17 +54,26 @@ class Description:
 
     Attributes:
         sample_id: the sample, or the file's name without its suffix.
+        label: the true class, 0-based; None where it is not known.
+        class_name: its name.
+        predicted_label: the class that the head gives.
+        predicted_name: its name.
         text: the generated text.
-        predicted: name of the class that the head gives.
-        action: name of the true class, None where it is not known.
-        names_action: whether the text names the true action; None where it is not known.
+        named_classes: names of all classes that the text names.
+        names_action: whether it names the true class, and no other more specifically; None where
+            the class is not known.
+        references: captions of the sample, read for measuring; of whole splits only.
     """
 
     sample_id: str
+    label: int | None
+    class_name: str | None
+    predicted_label: int
+    predicted_name: str
     text: str
-    predicted: str
-    action: str | None
+    named_classes: tuple[str, ...]
     names_action: bool | None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,185 +83,256 @@ class DescribeSummary:
     Attributes:
         run: the run folder.
         descriptions: in the order asked for.
-        share_named: share of the clips of known class whose text names the action; None without
-            any.
-        file: the JSON file; written where a whole split was described.
+        naming: how well the texts name the classes; of whole splits only.
+        closest: the same, a text taken for the class whose sentence it is closest to; None without
+            sentences.
+        scores: how close they are to the captions; None where there are none, or no library.
+        files: the Parquet file and the JSON file of a whole split.
     """
 
     run: Path
     descriptions: tuple[Description, ...]
-    share_named: float | None
-    file: Path | None
+    naming: Naming | None = None
+    closest: Naming | None = None
+    scores: TextScores | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def share_named(self) -> float | None:
+        """Share of the clips of known class whose text names it; None without any."""
+        known = [d.names_action for d in self.descriptions if d.names_action is not None]
+        return sum(known) / len(known) if known else None
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "run": str(self.run),
             "share_named": self.share_named,
+            "naming": None if self.naming is None else self.naming.as_json(),
+            "closest": None if self.closest is None else self.closest.as_json(),
+            "scores": None if self.scores is None else self.scores.as_json(),
             "descriptions": [asdict(entry) for entry in self.descriptions],
         }
 
 
-def mentions_class_name(text: str, class_name: str) -> bool:
-    """Whether every word of a class name, or of one of its "/" or "(...)" forms, is in the text.
+def load_text_run(
+    folder: Path, *, dataset: Path | None, device: str
+) -> tuple[LoadedRun, HocSLMMethod]:
+    """A run that learned text, as load_run gives it, and its method.
 
-    Words are compared by their stems: "clapping" is found in "claps".
+    Raises:
+        FileNotFoundError, ValueError: see load_run; or the run learned no text.
     """
-    words = {_stem(word) for word in re.findall(r"[a-z]+", text.lower())}
-    forms = re.split(r"[/()]", class_name.lower())
-    for form in forms:
-        wanted = re.findall(r"[a-z]+", form)
-        if wanted and all(_stem(word) in words for word in wanted):
-            return True
-    return False
+    loaded = load_run(folder, dataset=dataset, protocol=None, device=device)
+    if not isinstance(loaded.method, HocSLMMethod):
+        raise ValueError(
+            f"{folder} was trained with method {loaded.record.config.method.name}, which learns no "
+            'text; train with method.name = "hocslm" to have text from skeletons'
+        )
+    return loaded, loaded.method
 
 
 def run(
-    config: DescribeConfig, progress: Progress, *, names_action: NamesAction = mentions_class_name
+    config: DescribeConfig, progress: Progress, *, named_in: NamedIn | None = None
 ) -> DescribeSummary:
     """Describe samples, files or a whole split, in batches.
+
+    Of a whole split describe-SPLIT.parquet and then describe-SPLIT.json are written into the run
+    folder.
 
     Args:
         config: which run and which clips.
         progress: told of every batch.
-        names_action: decides whether a text names the action of a class; by default by its name.
+        named_in: tells which classes a text names; None: by their names and config.synonyms.
 
     Raises:
-        FileNotFoundError: the run, the data set or a file is not there.
-        ValueError: the run learned no text, a sample is not in the data set, a file is no skeleton.
+        FileNotFoundError: the run, the data set, a file or a table is not there.
+        ValueError: the run learned no text, a sample is not in the data set, a file is no skeleton
+            of the run's layout, a table is no table of synonyms.
     """
-    loaded = load_run(config.run, dataset=config.dataset, protocol=None, device=config.device)
-    method = loaded.method
-    if not isinstance(method, HocSLMMethod):
-        raise ValueError(
-            f"{config.run} was trained with method {loaded.record.config.method.name}, which "
-            'learns no text; train with method.name = "hocslm" to describe skeletons'
-        )
+    loaded, method = load_text_run(config.run, dataset=config.dataset, device=config.device)
+    # Captions of a class are often the same sentence: each is looked at once.
+    judges = [cache(named_in or class_phrases(loaded.dataset, config.synonyms))]
+    if config.sentences:
+        sentences = read_class_sentences(config.sentences, loaded.dataset).by_label
+        judges.append(cache(ClosestSentence(sentences)))
     stores = _stores(config, loaded)
-    progress.start("describe", sum(len(store) for store, _ in stores), unit="clips")
-    found: dict[str, Description] = {}
+    files = [read_file_clip(path, loaded) for path in config.skeletons]
+    found: list[Description] = []
+    progress.start("describe", sum(map(len, stores)) + len(files), unit="clips")
     loop = loaded.record.config.loop
-    with cpu_threads(loop.num_threads), deterministic_kernels(loop.deterministic):
-        for store, labels in stores:
-            for start in range(0, len(store), config.batch_size):
-                entries = _described(config, loaded, method, store, labels, start, names_action)
-                found |= {entry.sample_id: entry for entry in entries}
-                progress.advance(len(entries))
+    with cpu_threads(loop.num_threads), deterministic_kernels(loop.deterministic), torch.no_grad():
+        for names, labels, batch in _batches(stores, files, config.batch_size):
+            texts = method.describe(
+                batch, max_new_tokens=config.max_new_tokens, num_beams=config.num_beams
+            )
+            given = method.predict(batch).argmax(dim=1).tolist()  # (N,)
+            for clip in zip(names, labels, given, texts, strict=True):
+                found.append(_description(*clip, judges[0](clip[-1]), loaded.record.class_names))
+            progress.advance(len(names))
     progress.finish()
-    order = [*config.sample_ids, *(path.stem for path in config.skeletons)]
-    descriptions = tuple(found.values()) if config.every else tuple(found[name] for name in order)
-    known = [entry.names_action for entry in descriptions if entry.names_action is not None]
-    share = sum(known) / len(known) if known else None
-    file = config.run / f"describe-{config.split}.json" if config.every else None
-    summary = DescribeSummary(config.run, descriptions, share, file)
-    if file is not None:
-        write_json(file, summary.as_json())
+    if config.every:
+        return _measured(config, loaded, found, judges, progress)
+    by_id = {entry.sample_id: entry for entry in found[: sum(map(len, stores))]}
+    in_order = [by_id[name] for name in config.sample_ids] + found[len(by_id) :]
+    return DescribeSummary(config.run, tuple(in_order))
+
+
+def _description(
+    sample_id: str, label: int | None, given: int, text: str, named: Named, names: Sequence[str]
+) -> Description:
+    return Description(
+        sample_id=sample_id,
+        label=label,
+        class_name=None if label is None else names[label],
+        predicted_label=given,
+        predicted_name=names[given],
+        text=text,
+        named_classes=tuple(names[at] for at in named.labels),
+        names_action=None if label is None else label in named.best,
+    )
+
+
+def _batches(
+    stores: Sequence[SkeletonStore], files: Sequence[FileClip], size: int
+) -> Iterator[tuple[list[str], list[int | None], SkeletonBatch]]:
+    """Names, labels where they are known, and skeletons: store by store, then the files."""
+    for store in stores:
+        everything = store.in_order()
+        parts = (everything.part(start, start + size) for start in range(0, len(store), size))
+        start = 0
+        for batch in store.batches(parts, training=False):
+            rows = slice(start, start + len(batch.label))
+            yield store.sample_ids[rows], store.labels[rows].tolist(), batch
+            start = rows.stop
+    for start in range(0, len(files), size):
+        part = files[start : start + size]
+        yield [file.name for file in part], [file.label for file in part], joined(part)
+
+
+def _stores(config: DescribeConfig, loaded: LoadedRun) -> list[SkeletonStore]:
+    """The samples of the data set that were asked for, one store a split."""
+    wanted: Mapping[AnySplit, list[str] | None] = (
+        {config.split: None} if config.every else _by_split(loaded, config.sample_ids)
+    )
+    return [
+        load_split(
+            loaded.dataset,
+            loaded.protocol,
+            split,
+            loaded.record.config.data,
+            device=loaded.device,
+            sample_ids=names,
+        )
+        for split, names in wanted.items()
+    ]
+
+
+def _by_split(loaded: LoadedRun, sample_ids: Sequence[str]) -> dict[AnySplit, list[str]]:
+    """Which split each sample is in.
+
+    Raises:
+        ValueError: a sample is in none.
+    """
+    data = loaded.record.config.data
+    left = set(sample_ids)
+    found: dict[AnySplit, list[str]] = defaultdict(list)
+    for table in loaded.dataset.tables(list(schema.ID_COLUMNS)) if left else ():
+        for row in table.to_pylist():
+            split: AnySplit | None = loaded.protocol.split_of_row(row)
+            if row[schema.SAMPLE_ID] not in left or split is None:
+                continue
+            if split == "train" and row[schema.LABEL] in loaded.record.unseen:
+                continue  # in no split: neither trained nor tested on
+            if split == "train" and row[schema.SUBJECT_ID] in data.validation_subjects:
+                split = "validation"
+            found[split].append(row[schema.SAMPLE_ID])
+            left.remove(row[schema.SAMPLE_ID])
+    if left:
+        raise ValueError(
+            f"{len(left)} of {len(set(sample_ids))} samples are in no split of "
+            f"{loaded.dataset.folder} under protocol {loaded.protocol.name}, for example "
+            f"{min(left)}; `sample_id`s look like S001C001P003R001A010 (NTU) or a01_s01_e00_v03 "
+            "(NW-UCLA)"
+        )
+    return found
+
+
+def _measured(
+    config: DescribeConfig,
+    loaded: LoadedRun,
+    found: Sequence[Description],
+    judges: Sequence[NamedIn],
+    progress: Progress,
+) -> DescribeSummary:
+    """The descriptions of a whole split with its captions, measured and written."""
+    references = read_references(loaded, [entry.sample_id for entry in found])
+    texts = [entry.text for entry in found]
+    namings = [
+        judge(
+            [named_in(text) for text in texts],
+            [entry.label for entry in found if entry.label is not None],
+            [entry.predicted_label for entry in found],
+            references=[[named_in(text) for text in own] for own in references],
+            class_names=loaded.record.class_names,
+        )
+        for named_in in judges
+    ]
+    scores = None
+    if any(references):
+        if has_library():
+            scores = text_scores(texts, references)
+        else:
+            progress.message(NEEDS_LIBRARY)
+    stem = f"describe-{file_stem(config.split, elsewhere=loaded.elsewhere)}"
+    summary = DescribeSummary(
+        config.run,
+        tuple(replace(entry, references=own) for entry, own in zip(found, references, strict=True)),
+        namings[0],
+        namings[1] if config.sentences else None,
+        scores,
+        (config.run / f"{stem}.parquet", config.run / f"{stem}.json"),
+    )
+    _write(summary, config, loaded)
     return summary
 
 
-def _described(
-    config: DescribeConfig,
-    loaded: LoadedRun,
-    method: HocSLMMethod,
-    store: SkeletonStore,
-    labels: Sequence[int | None],
-    start: int,
-    names_action: NamesAction,
-) -> list[Description]:
-    """The descriptions of one batch of a store."""
-    stop = min(start + config.batch_size, len(store))
-    with torch.no_grad():
-        batch = store.batch(store.picks(np.arange(start, stop)), training=False)
-        texts = method.describe(
-            batch, max_new_tokens=config.max_new_tokens, num_beams=config.num_beams
-        )
-        predicted = method.predict(batch).argmax(dim=1).tolist()  # (N,)
-    names = loaded.record.class_names
-    entries = []
-    for at, text, given in zip(range(start, stop), texts, predicted, strict=True):
-        label = labels[at]
-        action = None if label is None else names[label]
-        named = None if action is None else names_action(text, action)
-        entries.append(Description(store.sample_ids[at], text, names[given], action, named))
-    return entries
-
-
-def _stores(
-    config: DescribeConfig, loaded: LoadedRun
-) -> list[tuple[SkeletonStore, list[int | None]]]:
-    """The clips that were asked for, with their labels where they are known."""
-    stores: list[tuple[SkeletonStore, list[int | None]]] = []
-    if config.every:
-        stores.append(_labelled(_split(loaded, config.split)))
-    elif config.sample_ids:
-        wanted = list(config.sample_ids)
-        left = set(wanted)
-        for split in ("train", "test"):
-            try:
-                store = _split(loaded, split, wanted)
-            except ValueError:
-                continue  # none of them is in this split
-            stores.append(_labelled(store))
-            left -= set(store.sample_ids)
-        if left:
-            raise ValueError(
-                f"{len(left)} of {len(wanted)} samples are not in {loaded.dataset.folder} under "
-                f"protocol {loaded.protocol.name}, for example {min(left)}; `sample_id`s look like "
-                "S001C001P003R001A010 (NTU) or a01_s01_e00_v03 (NW-UCLA)"
-            )
-    label_of = {entry["action_id"]: entry["label"] for entry in loaded.record.classes}
-    for path in config.skeletons:
-        name = parse_ntu_name(path.name)
-        label = None if name is None else label_of.get(name.action_id)
-        stores.append((_file(loaded, path), [label]))
-    return stores
-
-
-def _split(loaded: LoadedRun, split: Any, sample_ids: Sequence[str] | None = None) -> SkeletonStore:
-    return load_split(
-        loaded.dataset,
-        loaded.protocol,
-        split,
-        loaded.record.config.data,
-        device=loaded.device,
-        sample_ids=sample_ids,
+def _write(summary: DescribeSummary, config: DescribeConfig, loaded: LoadedRun) -> None:
+    """The descriptions sorted by sample_id, then what vouches for them."""
+    table_file, json_file = summary.files
+    rows = sorted((asdict(entry) for entry in summary.descriptions), key=lambda r: r["sample_id"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, DESCRIPTION_SCHEMA), sink, compression="zstd")
+    write_bytes_atomic(table_file, sink.getvalue().to_pybytes())
+    values = summary.as_json()
+    del values["descriptions"]
+    write_json(
+        json_file,
+        {
+            **values,
+            **provenance(loaded, config.split),
+            "settings": {
+                "max_new_tokens": config.max_new_tokens,
+                "num_beams": config.num_beams,
+                "synonyms": {path.name: sha256_file(path) for path in config.synonyms},
+                "sentences": {path.name: sha256_file(path) for path in config.sentences},
+                "prompt_ids": list(loaded.record.config.method.prompt_ids),
+            },
+            "descriptions_sha256": sha256_file(table_file),
+        },
     )
 
 
-def _labelled(store: SkeletonStore) -> tuple[SkeletonStore, list[int | None]]:
-    return store, [int(label) for label in store.labels]
-
-
-def _file(loaded: LoadedRun, path: Path) -> SkeletonStore:
-    """A `.skeleton` file as a store of one clip."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the path of a .skeleton file")
-    if loaded.record.skeleton != NTU_25:
-        raise ValueError(
-            f"{path} is an NTU skeleton of 25 joints, {loaded.record.folder} was trained on layout "
-            f"{loaded.record.skeleton.name}; describe samples of its data set by their sample_id"
-        )
-    try:
-        joints = select_bodies(read_skeleton(path.read_bytes()), BodySettings())  # (M, T, V, C)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a readable .skeleton file: {error}") from error
-    return one_clip(
-        joints,
-        name=path.stem,
-        skeleton=loaded.record.skeleton,
-        config=loaded.record.config.data,
-        second_body=loaded.dataset.second_body_for(loaded.protocol),
-        device=loaded.device,
-        family=loaded.dataset.family,
-    )
-
-
-def _stem(word: str) -> str:
-    """A word without its usual endings: clapping, claps and clap are one."""
-    for ending in ("ing", "ed", "es", "s"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word[: -len(ending)]
-            break
-    if len(word) > 3 and word[-1] == word[-2]:
-        word = word[:-1]  # clapp -> clap
-    return word[:-1] if len(word) > 3 and word.endswith("e") else word  # wave -> wav
+def provenance(loaded: LoadedRun, split: str) -> dict[str, Any]:
+    """What a file of results says about where they are from."""
+    return {
+        "split": split,
+        "protocol": loaded.protocol.name,
+        "stream": loaded.record.config.data.stream,
+        "dataset": loaded.dataset.name,
+        "dataset_fingerprint": loaded.dataset.fingerprint,
+        "language_model": loaded.record.config.method.language_model,
+        "weights": loaded.weights,
+        "weights_sha256": loaded.weights_sha256,
+        "epochs": loaded.epochs,
+    }

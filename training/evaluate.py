@@ -249,12 +249,14 @@ def _refuse_trained_on(loaded: LoadedRun, sample_ids: Sequence[str], *, split: s
         source = open_dataset(folder)
     own = find_protocol(name, source.folder)
     record.check_protocol(own)
-    validation_subjects = record.config.data.validation_subjects
+    validation_subjects, unseen = record.config.data.validation_subjects, record.unseen
     trained_on = {
         row[schema.SAMPLE_ID]
         for table in source.tables(list(schema.ID_COLUMNS))
         for row in table.to_pylist()
-        if own.split_of_row(row) == "train" and row[schema.SUBJECT_ID] not in validation_subjects
+        if own.split_of_row(row) == "train"
+        and row[schema.SUBJECT_ID] not in validation_subjects
+        and row[schema.LABEL] not in unseen
     }
     seen = sorted(trained_on.intersection(sample_ids))
     if seen:

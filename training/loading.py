@@ -26,6 +26,7 @@ from datasets_build.protocols import GENERIC, Protocol, Split
 from training.config import DataConfig
 from training.coordinates import relative_joints
 from training.skeleton_data import SkeletonStore
+from training.unseen_classes import unseen_labels
 
 # What a protocol parts the samples into, and "validation": the part of "train" that a recipe's
 # data.validation_subjects take out of it.
@@ -67,15 +68,15 @@ def load_split(
         dataset: the opened data set.
         protocol: what splits it.
         split: "train", "validation", "test", or "exemplar" (one-shot protocols).
-        config: view, stream, validation subjects, where the joints lie.
+        config: view, stream, validation subjects, unseen classes, where the joints lie.
         device: where batches are made.
         with_captions: also read the captions; for the training split only.
         prompt_ids: only captions of these prompts; empty: all.
         sample_ids: only these samples.
 
     Raises:
-        ValueError: the split is empty or not there, the view is not for this layout, joints are
-            not finite or have no image size.
+        ValueError: the split is empty or not there, the view is not for this layout, an unseen
+            class is not known, joints are not finite or have no image size.
     """
     assert split == "train" or not with_captions, "captions of test samples are never read"
     index = read_index(
@@ -85,6 +86,7 @@ def load_split(
         view=config.view,
         sample_ids=sample_ids,
         validation_subjects=config.validation_subjects,
+        unseen=unseen_labels(dataset.classes, config.unseen_classes),
     )
     num_rows = sum(entry.num_bodies * entry.num_frames for entry in index.values())
     shape = (num_rows, dataset.skeleton.num_joints, dataset.skeleton.num_channels)
@@ -146,6 +148,7 @@ def read_index(
     view: str,
     sample_ids: Sequence[str] | None = None,
     validation_subjects: Collection[int] = (),
+    unseen: Collection[int] = (),
 ) -> dict[str, SplitEntry]:
     """The samples of a split by sample_id, in the order of the parts; no joint is read.
 
@@ -156,6 +159,7 @@ def read_index(
         view: that the samples are meant for.
         sample_ids: only these samples.
         validation_subjects: subjects whose "train" samples are "validation" instead.
+        unseen: labels whose samples are in neither of these two.
 
     Raises:
         ValueError: the split is empty or not there, protocol or view are not for this data set, or
@@ -179,6 +183,8 @@ def read_index(
                 training_subjects.add(row[schema.SUBJECT_ID])
                 own = "validation" if row[schema.SUBJECT_ID] in validation_subjects else "train"
             if own != split or (wanted is not None and name not in wanted):
+                continue
+            if split in ("train", "validation") and row[schema.LABEL] in unseen:
                 continue
             if name in index:
                 raise ValueError(f"{dataset.folder} holds sample {name} twice; build it anew")

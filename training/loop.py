@@ -15,9 +15,8 @@ optimisers skip a step whose `found_inf` is 1, the input that gradient scalers u
 Several processes (`torchrun`) share a batch: process r of n takes the r-th of n equal parts, and
 accumulation cuts each of these again, so that n processes and n accumulated parts make the same
 step. Batch norms see one part: batch statistics are those of the process and part (as in plain
-DDP), running statistics and evaluation those of the first process. There is no option for
-statistics over all processes: models here fold factors into their norms, which torch's
-SyncBatchNorm would not see.
+DDP), running statistics and evaluation those of the first process; with `sync_batch_norm` they are
+those of the parts of all processes together, so that n processes make the step of one.
 """
 
 from __future__ import annotations

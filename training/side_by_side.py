@@ -21,6 +21,7 @@ from training.config import TrainConfig
 from training.train import TrainSummary, run
 
 ItemT = TypeVar("ItemT")
+Turn = Literal["now", "later", "never"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ def _work(
 
 
 def side_by_side(
-    work: Callable[[ItemT, Progress], Any], items: Sequence[ItemT], *, jobs: int
+    work: Callable[[ItemT, Progress], Any],
+    items: Sequence[ItemT],
+    *,
+    jobs: int,
+    turn: Callable[[ItemT], Turn] = lambda _: "now",
 ) -> Generator[Event, None, None]:
     """Call `work` on every item, each in a process of its own, and hand on what they tell.
 
@@ -85,17 +90,27 @@ def side_by_side(
 
     Args:
         work: a function of a module; what it takes and returns travels between processes.
-        items: begun in their order.
+        items: begun in their order, those that may not begin yet left out.
         jobs: processes at a time.
+        turn: asked of the items that wait whenever a process is free, after the caller has seen all
+            events so far: begin "now", ask again "later", or "never": the item is dropped without
+            an event. An item that is told "later" must wait for one that runs or is begun.
     """
     # spawn: the caller may have loaded torch, whose threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    waiting = list(reversed(list(enumerate(items))))
+    waiting = dict(enumerate(items))
     running: dict[Connection, tuple[int, BaseProcess]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                number, item = waiting.pop()
+            for number, item in list(waiting.items()):
+                if len(running) == jobs:
+                    break
+                when = turn(item)
+                if when == "later":
+                    continue
+                del waiting[number]
+                if when == "never":
+                    continue
                 ours, theirs = context.Pipe(duplex=False)
                 process: BaseProcess = context.Process(
                     target=_work, args=(number, work, item, theirs), daemon=True
@@ -103,7 +118,8 @@ def side_by_side(
                 process.start()
                 theirs.close()  # the process's copy is the only one left: the pipe ends with it
                 running[ours] = number, process
-            ready = wait_for(list(running))
+            assert running or not waiting, "what waits is waiting for nothing"
+            ready = wait_for(list(running)) if running else []
             for pipe in [pipe for pipe in running if pipe in ready]:
                 event = _receive(pipe, *running[pipe])
                 if event.kind in ("done", "failed"):

@@ -17,7 +17,7 @@ Captions of samples that are not in the training split are never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -62,7 +62,7 @@ class SkeletonBatch:
         label: (N,) int64, 0-based.
         sample_key: (N,) int64, the stable numbers of the samples.
         tokens: (N, L) int64, one caption a sample; None where no method needs any.
-        token_mask: (N, L) bool, True at real tokens.
+        token_mask: (N, L) bool, True at real tokens; on the host, where rows are packed.
     """
 
     x: Tensor
@@ -112,7 +112,7 @@ class _Captions:
     """Tokenised captions: those of sample i are rows first[i] .. first[i + 1] - 1."""
 
     tokens: Tensor  # (num_captions, L) int32: half the memory of what batches hold; device
-    mask: Tensor  # (num_captions, L), device
+    mask: Tensor  # (num_captions, L), host
     num_tokens: np.ndarray  # (num_captions,), host
     first: np.ndarray  # (n + 1,), host
 
@@ -188,7 +188,7 @@ class SkeletonStore:
         counts = [len(texts) for texts in self.texts]
         self._captions = _Captions(
             tokens.to(self.device, torch.int32),
-            mask.to(self.device).bool(),
+            mask.cpu().bool(),
             mask.sum(dim=1).cpu().numpy().astype(np.int64),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
@@ -268,7 +268,7 @@ class SkeletonStore:
         if picks.caption is not None and self._captions is not None:
             longest = int(self._captions.num_tokens[picks.caption].max())
             tokens = self._captions.tokens[picks.caption_device, :longest].long()  # (N, L)
-            mask = self._captions.mask[picks.caption_device, :longest]  # (N, L)
+            mask = self._captions.mask[torch.from_numpy(picks.caption), :longest]  # (N, L)
         return SkeletonBatch(x, self._labels[picks.index_device], picks.key_device, tokens, mask)
 
     def _view(self, picks: Picks, *, seed: int, epoch: int, training: bool) -> Tensor:
@@ -337,9 +337,20 @@ class SkeletonStore:
 
 
 def training_problems(
-    store: SkeletonStore, class_names: Sequence[str], *, allow_empty_classes: bool
+    store: SkeletonStore,
+    class_names: Sequence[str],
+    *,
+    allow_empty_classes: bool,
+    unseen: Collection[int] = (),
 ) -> list[str]:
-    """What makes a split unfit for training, a sentence each; looked at before the first step."""
+    """What makes a split unfit for training, a sentence each; looked at before the first step.
+
+    Args:
+        store: the training split.
+        class_names: of the data set, in label order.
+        allow_empty_classes: no class needs a sample.
+        unseen: labels of the classes that are left out on purpose.
+    """
     problems = []
     num_classes = len(class_names)
     bad = np.flatnonzero((store.labels < 0) | (store.labels >= num_classes))
@@ -351,7 +362,11 @@ def training_problems(
         )
     else:
         counts = np.bincount(store.labels, minlength=num_classes)
-        empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+        empty = [
+            name
+            for label, name in enumerate(class_names)
+            if not counts[label] and label not in unseen
+        ]
         if empty and not allow_empty_classes:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             problems.append(

@@ -3,7 +3,8 @@
 OUT/ROW/STREAM-seedK are run folders as `hoc train` writes them, OUT/ROW/ensemble-RULE-seedK what
 `hoc ensemble` writes; sweep.json, sweep.csv and sweep.md are replaced after every run that ends. A
 stopped sweep goes on with the same command: finished runs are found, begun ones resumed. A run that
-fails stands in the table with its sentence, and the others go on.
+fails stands in the table with its sentence, and so do those that would have started from it; the
+others go on.
 
 Ensembles: equal weights, and one rule fixed beforehand, positions 1.5 and motions 1 (protocols.md
 section 8). Nothing is searched.
@@ -29,7 +30,7 @@ from training.config import EnsembleConfig, EvaluateConfig, SweepConfig
 from training.loop import NonFiniteLossError
 from training.scores import SCORES_SHA256, metrics_file, scores_file
 from training.seeding import seeded
-from training.side_by_side import side_by_side
+from training.side_by_side import Turn, side_by_side
 from training.streams import is_motion
 from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
 from training.sweep_results import EnsembleResult, MadeBy, Reached, RunResult, SweepSummary
@@ -78,19 +79,21 @@ class _Sweep:
         """Runs that are finished first, so that the table has them; then the others."""
         runs = self.plan.runs
         finished = [run for run in runs if (run.config.out / train.SUMMARY_FILE).is_file()]
-        left = [run for run in runs if run not in finished]
         if finished:
             progress.message(f"{len(finished)} of {len(runs)} runs are already trained")
         for planned in finished:
-            self._take(measure(planned, SilentProgress()), progress)
+            if self._turn(planned) == "now":  # else its start must be trained again
+                self._take(measure(planned, SilentProgress()), progress)
+        left = [planned for planned in runs if planned.config.out not in self.results]
         if self.config.jobs > 1 and len(left) > 1:
             self._side_by_side(left, progress)
             return
         for planned in left:
-            progress.message(f"[{len(self.results) + 1}/{len(runs)}] {planned}")
-            result = measure(planned, progress)
-            progress.finish()
-            self._take(result, progress)
+            if self._turn(planned) == "now":
+                progress.message(f"[{len(self.results) + 1}/{len(runs)}] {planned}")
+                result = measure(planned, progress)
+                progress.finish()
+                self._take(result, progress)
 
     def summary(self) -> SweepSummary:
         """What there is so far, in the order of the plan."""
@@ -107,32 +110,50 @@ class _Sweep:
 
     def _side_by_side(self, left: Sequence[PlannedRun], progress: Progress) -> None:
         progress.start("sweep", len(left), unit="runs")
-        with closing(side_by_side(measure, left, jobs=self.config.jobs)) as events:
+        jobs = self.config.jobs
+        with closing(side_by_side(measure, left, jobs=jobs, turn=self._turn)) as events:
             for event in events:
-                planned = left[event.number]
+                planned, before = left[event.number], len(self.results)
                 if event.kind == "advance" and event.note:
                     progress.advance(0, note=f"{planned}: {event.note}")
                 elif event.kind == "message":
                     progress.message(f"{planned}: {event.value}")
-                elif event.kind == "done":
-                    self._take(event.value, progress)
-                    progress.advance(num_failed=event.value.reached is None)
-                elif event.kind == "failed":  # its process was killed
-                    self._take(_failed(planned, event.value), progress)
-                    progress.advance(num_failed=1)
+                elif event.kind in ("done", "failed"):  # failed: its process was killed
+                    is_killed = event.kind == "failed"
+                    self._take(
+                        _failed(planned, event.value) if is_killed else event.value, progress
+                    )
+                    ended = list(self.results.values())[before:]  # with those that it failed
+                    num_failed = sum(result.reached is None for result in ended)
+                    progress.advance(len(ended), num_failed=num_failed)
         progress.finish()
 
+    def _turn(self, planned: PlannedRun) -> Turn:
+        """Whether a run may begin: not before the one that it starts from, nor twice."""
+        if planned.config.out in self.results:
+            return "never"
+        if planned.start is None or planned.start.config.out in self.results:
+            return "now"
+        return "later"
+
     def _take(self, result: RunResult, progress: Progress) -> None:
+        """Keep the result of a run; where it failed, so have those that start from it."""
         self.results[result.folder] = result
         if result.reached is None:
             progress.message(f"{result.name} failed: {result.problem}")
+            for planned in self.plan.runs:
+                if planned.start is not None and planned.start.config.out == result.folder:
+                    error = ValueError(f"it starts from {result.name}, which failed")
+                    self._take(_failed(planned, error), progress)
         else:
             progress.message(f"{result.name}: {result.reached.top1:.2%}")
             self._ensembles(result)
         self.summary().write()
 
     def _ensembles(self, result: RunResult) -> None:
-        """Sum the streams of a row and seed, where this was the last one."""
+        """Sum the streams of a row and seed of the table, where this was the last one."""
+        if not any(row.in_table for row in self.plan.rows if row.name == result.row):
+            return
         group = [
             self.results.get(planned.config.out)
             for planned in self.plan.runs
@@ -239,13 +260,23 @@ def _checked(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
     """Names of the protocols; every row's model can be built and every device is there.
 
     Raises:
-        ValueError: a protocol, model, switch or device is not known or not there.
+        ValueError: a protocol, model, switch or device is not known or not there, or a row starts
+            from weights that its network cannot take.
     """
     names = []
+    shapes: dict[str, dict[str, torch.Size]] = {}
     for row in plan.rows:
         config = next(planned.config for planned in plan.runs if planned.row == row.name)
         pick_device(config.loop.device)
         names.append(dataset.protocol(config.data.protocol).name)
         with seeded(0, "not trained"):
-            build_model(config.model, num_classes=dataset.num_classes, skeleton=dataset.skeleton)
+            model = build_model(
+                config.model, num_classes=dataset.num_classes, skeleton=dataset.skeleton
+            )
+        shapes[row.name] = {name: value.shape for name, value in model.state_dict().items()}
+        if row.init_from is not None and shapes[row.name] != shapes[row.init_from]:
+            raise ValueError(
+                f"row {row.name!r} starts from row {row.init_from!r}, whose network is another "
+                "one; give both the same [model] settings (--set model.KEY=VALUE is for all rows)"
+            )
     return list(dict.fromkeys(names))

@@ -10,13 +10,13 @@ import csv
 import io
 import statistics
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets_build.manifest import write_bytes_atomic, write_json
-from training.sweep_plan import SweepPlan
+from training.sweep_plan import SweepPlan, SweepRow
 
 JSON_FILE, CSV_FILE, MARKDOWN_FILE = "sweep.json", "sweep.csv", "sweep.md"
 _MOST_LETTERS = 160  # of a failure beside the table; our choice: two lines of a terminal
@@ -117,6 +117,9 @@ class Line:
         what: the stream, or the ensemble's rule.
         cells: for every seed the top-1 share, "failed", or None where it has not run yet.
         published: top-1 in percent, of the plan's published task; None where there is none.
+        differences: for every seed the cell less that of the plan's baseline, where both are there;
+            empty for the baseline itself, and without one.
+        published_difference: the same of the published numbers, in percent.
     """
 
     row: str
@@ -124,20 +127,28 @@ class Line:
     what: str
     cells: tuple[float | str | None, ...]
     published: float | None = None
-
-    @property
-    def _values(self) -> list[float]:
-        return [cell for cell in self.cells if isinstance(cell, float)]
+    differences: tuple[float | None, ...] = ()
+    published_difference: float | None = None
 
     @property
     def mean(self) -> float | None:
         """Over the seeds that are there."""
-        return statistics.fmean(self._values) if self._values else None
+        return _mean(self.cells)
 
     @property
     def std(self) -> float | None:
         """Over the seeds that are there; None for fewer than two."""
-        return statistics.stdev(self._values) if len(self._values) > 1 else None
+        return _std(self.cells)
+
+    @property
+    def mean_difference(self) -> float | None:
+        """Over the seeds that are there for both."""
+        return _mean(self.differences)
+
+    @property
+    def std_difference(self) -> float | None:
+        """Over the seeds that are there for both; None for fewer than two."""
+        return _std(self.differences)
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,10 @@ class SweepSummary:
         ]
         if len(self.plan.seeds) > 1:
             notes.append("mean and std are over the seeds (std with n - 1).")
+        if self.plan.baseline is not None:
+            notes.append(
+                f"{self._over}: the difference to that line, seed by seed with the same stream."
+            )
         if self.ensembles:
             notes.append(
                 "sum P:M adds the scores of a row's streams; positions weigh P, motions M."
@@ -205,16 +220,28 @@ class SweepSummary:
         sums = {(sum_.row, sum_.rule) for sum_ in self.ensembles}
         rules = dict.fromkeys(sum_.rule for sum_ in self.ensembles)
         return [
-            Line(
-                row.name,
-                row.label or row.name,
-                what,
-                tuple(found.get((row.name, what, seed)) for seed in plan.seeds),
-                row.paper if what == plan.published_stream else None,
-            )
+            self._line(row, what, found)
             for row in plan.rows
+            if row.in_table
             for what in (*plan.streams, *(rule for rule in rules if (row.name, rule) in sums))
         ]
+
+    def _line(
+        self, row: SweepRow, what: str, found: Mapping[tuple[str, str, int], float | str]
+    ) -> Line:
+        plan, base = self.plan, self.plan.baseline
+        cells = tuple(found.get((row.name, what, seed)) for seed in plan.seeds)
+        published = row.paper if what == plan.published_stream else None
+        line = Line(row.name, row.label or row.name, what, cells, published)
+        if base is None or base == row:
+            return line
+        theirs = [found.get((base.name, what, seed)) for seed in plan.seeds]
+        over = None
+        if published is not None and base.paper is not None:
+            over = round(published - base.paper, 2)
+        return replace(
+            line, differences=tuple(map(_minus, cells, theirs)), published_difference=over
+        )
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column names, and the lines as texts; the first two columns are no numbers.
@@ -225,8 +252,11 @@ class SweepSummary:
         columns = ["row", "stream", *(f"seed {seed}" for seed in plan.seeds)]
         if len(plan.seeds) > 1:
             columns += ["mean", "std"]
+        if plan.baseline is not None:
+            columns += [self._over, *(["its std"] if len(plan.seeds) > 1 else [])]
         if plan.published:
             columns.append(f"paper ({plan.published})")
+            columns += [f"paper {self._over}"] if plan.baseline is not None else []
         rows: list[list[str]] = []
         last = ""
         for line in self.lines():
@@ -235,14 +265,21 @@ class SweepSummary:
             cells = [label, line.what, *map(_percent, line.cells)]
             if len(plan.seeds) > 1:
                 cells += [_percent(line.mean), _percent(line.std)]
+            if plan.baseline is not None:
+                cells.append(_signed(line.mean_difference, 100))
+                cells += [_percent(line.std_difference)] if len(plan.seeds) > 1 else []
             if plan.published:
                 cells.append("" if line.published is None else f"{line.published:.2f}")
+                cells += [_signed(line.published_difference)] if plan.baseline is not None else []
             rows.append(cells)
         return columns, rows
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
-        lines = [asdict(line) | {"mean": line.mean, "std": line.std} for line in self.lines()]
+        measures = ("mean", "std", "mean_difference", "std_difference")
+        lines = [
+            asdict(line) | {name: getattr(line, name) for name in measures} for line in self.lines()
+        ]
         return {
             "sweep": self.plan.name,
             "title": self.plan.title,
@@ -252,6 +289,7 @@ class SweepSummary:
             "streams": list(self.plan.streams),
             "seeds": list(self.plan.seeds),
             "published": self.plan.published,
+            "baseline": self.plan.baseline.name if self.plan.baseline is not None else None,
             "weights": "last epoch",
             "num_planned": len(self.plan.runs),
             "std": "over seeds, n - 1",
@@ -260,6 +298,12 @@ class SweepSummary:
             "runs": [asdict(run) | {"folder": self._place(run)} for run in self.runs],
             "ensembles": [asdict(sum_) | {"folder": self._place(sum_)} for sum_ in self.ensembles],
         }
+
+    @property
+    def _over(self) -> str:
+        """What the column of differences is called."""
+        baseline = self.plan.baseline
+        return "" if baseline is None else f"over {baseline.label or baseline.name}"
 
     def paths(self) -> dict[str, Path]:
         """The files of `write` by name."""
@@ -304,6 +348,24 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 def _shares(reached: Reached | None) -> Sequence[float | str]:
     return ("", "", "") if reached is None else (reached.top1, reached.top5, reached.mean_class)
+
+
+def _mean(cells: Sequence[float | str | None]) -> float | None:
+    values = [cell for cell in cells if isinstance(cell, float)]
+    return statistics.fmean(values) if values else None
+
+
+def _std(cells: Sequence[float | str | None]) -> float | None:
+    values = [cell for cell in cells if isinstance(cell, float)]
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _minus(cell: float | str | None, base: float | str | None) -> float | None:
+    return cell - base if isinstance(cell, float) and isinstance(base, float) else None
+
+
+def _signed(value: float | None, factor: float = 1.0) -> str:
+    return "" if value is None else f"{factor * value:+.2f}"
 
 
 def _percent(value: float | str | None) -> str:

@@ -27,6 +27,7 @@ from training.build import (
     pick_device,
     read_run,
 )
+from training.caption_controls import shown_captions
 from training.checkpoint import (
     MADE_BY,
     has_checkpoint,
@@ -36,7 +37,7 @@ from training.checkpoint import (
     read_request,
     refuse_other_request,
 )
-from training.config import Split, TrainConfig
+from training.config import Split, TrainConfig, with_later_keys
 from training.evaluate import score_store
 from training.execution import make_accelerator
 from training.loading import load_split
@@ -44,11 +45,13 @@ from training.loop import fit
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method, copy_state
 from training.metrics import accuracy
+from training.models.shared_norm import share_statistics
 from training.replay import NONFINITE_FILE, NONFINITE_TENSORS
 from training.run_folder import note_start, sole_trainer
 from training.seeding import cpu_threads, deterministic_kernels, seeded
 from training.skeleton_data import SkeletonStore, training_problems
 from training.trackers import check_trackers
+from training.unseen_classes import unseen_labels
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +178,7 @@ def find_finished(folder: Path, request: dict[str, Any]) -> TrainSummary | None:
     if not has_checkpoint(folder):
         return None
     _, saved = read_request(folder)
-    refuse_other_request(folder, saved, request)
+    refuse_other_request(folder, with_later_keys(saved), request)
     return _finished(folder)
 
 
@@ -213,9 +216,14 @@ def prepare(config: TrainConfig, asked: Asked) -> Prepared:
         method = build_method(
             config, num_classes=dataset.num_classes, skeleton=dataset.skeleton, device=device
         )
+    if config.loop.sync_batch_norm:
+        share_statistics(method)
     if config.method.init_from is not None:
         start_from(method, config.method.init_from, record)
     if isinstance(method, HocSLMMethod):
+        store.texts = shown_captions(
+            config.method.captions, store, class_names=dataset.class_names, seed=config.loop.seed
+        )
         store.tokenise(method.language_model.tokenize, config.method.max_caption_tokens)
     return Prepared(accelerator, store, method, record)
 
@@ -270,7 +278,8 @@ def start_from(method: Method, run_folder: Path, ours: RunRecord) -> None:
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
-        ValueError: it has other classes, another skeleton or another model.
+        ValueError: it has other classes, another skeleton or another model, or it was trained on
+            a class that is left out here.
     """
     theirs = read_run(run_folder)
     if theirs.skeleton != ours.skeleton or theirs.classes != ours.classes:
@@ -279,6 +288,12 @@ def start_from(method: Method, run_folder: Path, ours: RunRecord) -> None:
             f"({theirs.skeleton.name}, {len(theirs.classes)} classes), this run is on "
             f"{ours.dataset_name} ({ours.skeleton.name}, {len(ours.classes)} classes); both need "
             "the same skeleton and the same classes in the same order"
+        )
+    if shown := sorted(ours.unseen - theirs.unseen):
+        raise ValueError(
+            f"method.init_from {run_folder} was trained on {ours.class_names[shown[0]]!r}, which "
+            "data.unseen_classes leaves out: its encoder knows the class; start from a run with "
+            "the same data.unseen_classes"
         )
     weights = load_weights(run_folder)
     own = method.saved_state()
@@ -289,7 +304,10 @@ def start_from(method: Method, run_folder: Path, ours: RunRecord) -> None:
 
 def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: SkeletonStore) -> None:
     problems = training_problems(
-        store, dataset.class_names, allow_empty_classes=config.data.allow_empty_classes
+        store,
+        dataset.class_names,
+        allow_empty_classes=config.data.allow_empty_classes,
+        unseen=unseen_labels(dataset.classes, config.data.unseen_classes),
     )
     if store.num_picks < config.loop.batch_size:
         problems.append(

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from captioning.audit import RULES, AuditConfig, AuditSummary, run
 from captioning.audit_skeletons import ClipMotion, measure, num_people, read_motions
-from captioning.caption_words import acting_limbs, named_side, stem
-from captioning.label_words import RELATED_WORDS, label_phrases, label_stems
+from captioning.label_words import RELATED_WORDS, label_stems
 from cli.audit import audit as audit_command
 from datasets_build import schema
 from datasets_build.build import run as build
+from datasets_build.caption_words import acting_limbs, label_phrases, named_side, stem
 from datasets_build.class_names import ntu_class_names, nwucla_class_names
 from datasets_build.config import BuildConfig
 from datasets_build.dataset import open_dataset

@@ -1,4 +1,4 @@
-"""Tests of captioning/from_text.py, text_rows.py and text_tables.py."""
+"""Tests of captioning/from_text.py and text_rows.py, and of datasets_build/text_tables.py."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 
 from captioning.from_text import caption_from_text, is_text_run, sample_ids_in, verify_text
 from captioning.run import CaptionSummary
-from captioning.text_tables import ClassNames
 from datasets_build import schema
 from datasets_build.join import read_captions
 from datasets_build.manifest import fingerprint, read_json
 from datasets_build.progress import SilentProgress
 from datasets_build.protocols import ids_of_name
 from datasets_build.shards import iterate_shards, read_index
+from datasets_build.text_tables import ClassNames
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 

@@ -41,8 +41,10 @@ def test_every_command_has_a_help_that_explains_each_option(name: str) -> None:
         "README.md",
         "docs/captioning.md",
         "docs/datasets.md",
+        "docs/describe.md",
         "docs/own-recordings.md",
         "docs/training.md",
+        "docs/zero-shot.md",
     ],
 )
 def test_documented_commands_are_commands_with_those_options(page: str) -> None:
@@ -72,6 +74,8 @@ def test_documented_commands_are_commands_with_those_options(page: str) -> None:
         (("recipes", "table-4", "--resolved"), "hoc sweep SWEEP --dry-run"),
         (("evaluate", "no/such/run"), "no/such/run"),
         (("describe", "no/such/run", "--all"), "no/such/run"),
+        (("zero-shot", "no/such/run"), "no/such/run"),
+        (("zero-shot-sweep", "--data", "no/such/set", "--out", "y"), "no/such/set"),
         (("ensemble", "no/such/run"), "no/such/run"),
         (("verify", "no/such/folder"), "no/such/folder"),
         (("recipes", "nothing"), "there is no recipe 'nothing'"),

@@ -23,9 +23,12 @@ from training.train import run
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("two_processes.py")
 DROPOUT = {"switches": {"dropout": 0.3}}
+CAPTIONS = {"name": "hocslm", "language_model": "tiny", "hidden": 16, "prompt_length": 2}
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {"loop": {"evaluate_every_epochs": 2}},
     "parts": {"loop": {"accumulation": 2}},
+    "synced": {"loop": {"sync_batch_norm": True}, "lr": 1e-5},
+    "captions": {"loop": {"sync_batch_norm": True}, "lr": 1e-5, "method": CAPTIONS},
     "whole": {"loop": {}, "model": DROPOUT},
     "cut": {"loop": {"checkpoint_every_minutes": 1e-9}, "model": DROPOUT},
 }
@@ -84,7 +87,8 @@ def small_config(out: Path, dataset: Path, changes: dict[str, Any]) -> TrainConf
             "out": out,
             "data": {"dataset": dataset, "protocol": "ntu60-xsub", "num_frames": 16},
             "model": {"base_channels": 8, **changes.get("model", {})},
-            "optim": {"name": "sgd", "lr": 0.05, "warmup_epochs": 0},
+            "method": changes.get("method", {}),
+            "optim": {"name": "sgd", "lr": changes.get("lr", 0.05), "warmup_epochs": 0},
             "loop": {**loop, **changes["loop"]},
         }
     )
@@ -128,6 +132,17 @@ def test_processes_make_the_step_of_as_many_accumulated_parts(
     # Rounding differs and grows with the steps: two samples make a batch norm.
     ours, its = (losses(folder)[:3] for folder in (config.out, alone.out))
     assert ours == pytest.approx(its, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["synced", "captions"])
+def test_two_processes_with_shared_norms_make_the_step_of_one(
+    trained: dict[str, TrainConfig], tmp_path: Path, name: str
+) -> None:
+    config = trained[name]
+    run(config.model_copy(update={"out": tmp_path / "alone"}), SilentProgress())
+    # With a rate at which rounding (of sums parted otherwise) grows little.
+    ours, its = (losses(folder)[:3] for folder in (config.out, tmp_path / "alone"))
+    assert ours == pytest.approx(its, rel=1e-5)
 
 
 def losses(folder: Path) -> list[float]:

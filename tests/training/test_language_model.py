@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F  # noqa: N812 - the name torch's users know
 from transformers import (
     AutoConfig,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -15,7 +17,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from training.models import language_model as module
+from training.models import caption_loss, language_model_files
 from training.models.language_model import FrozenLanguageModel
 from training.models.ssf import SSF
 
@@ -131,13 +133,13 @@ def test_long_captions_are_cut_with_a_warning_and_still_end(frozen, caplog):
 def test_the_caption_loss_equals_the_plain_one_with_its_gradient(
     frozen, monkeypatch, words_a_chunk
 ):
-    monkeypatch.setattr(module, "_CHUNK_LOGITS", words_a_chunk * (len(WORDS) + 3))
+    monkeypatch.setattr(caption_loss, "CHUNK_LOGITS", words_a_chunk * (len(WORDS) + 3))
     tokens, mask = frozen.tokenize(CAPTIONS, 32)
     prefix = prefixes(frozen).requires_grad_()
     loss = frozen.caption_loss(prefix, tokens, mask)
     loss.backward()
     twin = prefix.detach().clone().requires_grad_()
-    want = torch.cat(plain_losses(frozen, twin, tokens, mask)).mean()
+    want = torch.stack([part.mean() for part in plain_losses(frozen, twin, tokens, mask)]).mean()
     want.backward()
     torch.testing.assert_close(loss, want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(prefix.grad, twin.grad, rtol=1e-4, atol=1e-6)
@@ -145,12 +147,82 @@ def test_the_caption_loss_equals_the_plain_one_with_its_gradient(
 
 
 def test_scores_are_log_likelihoods_a_sample(frozen, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_LOGITS", 4 * (len(WORDS) + 3))
+    monkeypatch.setattr(caption_loss, "CHUNK_LOGITS", 4 * (len(WORDS) + 3))
     tokens, mask = frozen.tokenize(CAPTIONS, 32)
     prefix = prefixes(frozen)
     want = [-losses.sum() for losses in plain_losses(frozen, prefix, tokens, mask)]
     got = frozen.score(prefix, tokens, mask)
     torch.testing.assert_close(got, torch.stack(want), rtol=1e-4, atol=1e-4)
+
+
+def many_captions(frozen, num=40, seed=1):
+    """Tokens and mask of captions of 1 to 11 words, an empty one among them."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 12, (num,), generator=generator).tolist()
+    words = [torch.randint(len(WORDS), (n,), generator=generator).tolist() for n in lengths]
+    texts = ["", *(" ".join(WORDS[i] for i in row) for row in words[1:])]
+    return frozen.tokenize(texts, 32)
+
+
+def test_sequences_that_share_rows_have_the_loss_of_rows_of_their_own(frozen):
+    tokens, mask = many_captions(frozen)
+    found = []
+    assert frozen.shares_rows
+    for shares_rows in (True, False):
+        frozen.__dict__["shares_rows"] = shares_rows
+        prefix = prefixes(frozen, num=len(tokens)).requires_grad_()
+        loss = frozen.caption_loss(prefix, tokens, mask)
+        loss.backward()
+        found.append((loss.detach(), prefix.grad, frozen.score(prefix, tokens, mask)))
+    frozen.__dict__["shares_rows"] = True
+    for shared, own in zip(*found, strict=True):
+        torch.testing.assert_close(shared, own, rtol=1e-4, atol=1e-6)
+
+
+def test_a_recurrent_model_reads_a_sequence_a_row(tmp_path):
+    num_words = save_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=num_words, hidden_size=16, state_size=4, num_hidden_layers=2, expand=2
+    )
+    MambaForCausalLM(config).save_pretrained(str(tmp_path))
+    frozen = FrozenLanguageModel.load(str(tmp_path), dtype=torch.float32)
+    assert not frozen.shares_rows
+    tokens, mask = frozen.tokenize(CAPTIONS, 32)
+    prefix = prefixes(frozen)
+    losses = torch.stack([part.mean() for part in plain_losses(frozen, prefix, tokens, mask)])
+    loss = frozen.caption_loss(prefix, tokens, mask)
+    torch.testing.assert_close(loss, losses.mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_mixes_sequences_of_a_row_gets_a_row_each(folders, monkeypatch, caplog):
+    frozen = FrozenLanguageModel.load(str(folders["text"]), dtype=torch.float32)
+    read = frozen._read
+    # positions that run on: attention then sees the sequence before
+    monkeypatch.setattr(frozen, "_read", lambda embedded, position: read(embedded, None))
+    assert not frozen.shares_rows
+    assert "mixes sequences of one row" in caplog.text
+
+
+def test_layers_computed_again_give_the_same_gradient(folders, monkeypatch):
+    plain = FrozenLanguageModel.load(str(folders["text"]), dtype=torch.float32)
+    again = FrozenLanguageModel.load(
+        str(folders["text"]), dtype=torch.float32, gradient_checkpointing=True
+    )
+    counts = {"plain": 0, "again": 0}
+    for name, model in (("plain", plain), ("again", again)):
+        for layer in model.modules_and_head()[0].layers:
+            layer.mlp.register_forward_pre_hook(
+                lambda *_, name=name: counts.update({name: counts[name] + 1})
+            )
+    tokens, mask = plain.tokenize(CAPTIONS, 32)
+    gradients = []
+    for model in (plain, again):
+        prefix = prefixes(model).requires_grad_()
+        model.caption_loss(prefix, tokens, mask).backward()
+        gradients.append(prefix.grad)
+    assert torch.equal(*gradients)
+    assert counts["again"] - counts["plain"] == SIZES["num_hidden_layers"]
 
 
 def test_a_caption_does_not_depend_on_the_length_of_its_neighbours(frozen):
@@ -288,7 +360,7 @@ def test_a_tokenizer_without_padding_borrows_the_end_token(tmp_path):
 
 
 def test_what_cannot_be_loaded_is_explained(tmp_path, monkeypatch, folders):
-    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
+    with pytest.raises(FileNotFoundError, match=r"neither a folder, a \.gguf file nor a hub id"):
         FrozenLanguageModel.load("./no-such-folder")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
@@ -296,10 +368,10 @@ def test_what_cannot_be_loaded_is_explained(tmp_path, monkeypatch, folders):
     save_text_model(tmp_path / "endless", with_eos=False)
     with pytest.raises(ValueError, match="no end-of-text token"):
         FrozenLanguageModel.load(str(tmp_path / "endless"))
-    monkeypatch.setattr(module, "TINY_FOLDER", tmp_path / "gone")
+    monkeypatch.setattr(language_model_files, "TINY_FOLDER", tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="bundled model is not in"):
         FrozenLanguageModel.load("tiny")
-    monkeypatch.setattr(module, "TINY_FOLDER", folders["vision"])
+    monkeypatch.setattr(language_model_files, "TINY_FOLDER", folders["vision"])
     assert FrozenLanguageModel.load("tiny").identity["id"] == "tiny"
 
 

@@ -37,7 +37,7 @@ def test_first_comment_of_a_recipe_tells_command_hardware_and_expectation(name: 
 
 @pytest.mark.parametrize("protocol", ["ntu60-xsub", "ntu60-xview", "ntu120-xsub", "ntu120-xset"])
 def test_every_ntu_protocol_has_the_recipes_of_the_first(protocol: str) -> None:
-    for kind in ("hglnet", "hglnet-adamw", "ctrgcn"):
+    for kind in ("hglnet", "hglnet-adamw", "ctrgcn", "hocslm"):
         config = load_recipe(f"{protocol}-{kind}", flags=FLAGS)
         first = load_recipe(f"ntu60-xsub-{kind}", [f"data.protocol={protocol}"], FLAGS)
         assert config == first
@@ -57,6 +57,17 @@ def test_nw_ucla_recipes_are_the_published_ones() -> None:
     assert (ctrgcn.model.name, ctrgcn.loop.epochs, ctrgcn.loop.batch_size) == ("ctrgcn", 65, 16)
     assert (ctrgcn.optim.lr, ctrgcn.optim.weight_decay, ctrgcn.optim.steps) == (0.1, 1e-4, (50,))
     assert (ctrgcn.optim.warmup_epochs, ctrgcn.data.repeat, ctrgcn.data.num_frames) == (5, 5, 52)
+
+
+def test_stage_one_of_nw_ucla_is_short_and_of_ntu_as_long_as_the_papers() -> None:
+    ucla, ntu = (load_recipe(f"{key}-hocslm", flags=FLAGS) for key in ("nw-ucla", "ntu60-xsub"))
+    assert (ucla.data.repeat, ucla.loop.epochs, ucla.loop.batch_size) == (1, 20, 16)
+    assert (ntu.data.repeat, ntu.loop.epochs, ntu.loop.batch_size) == (1, 85, 64)
+    assert (ucla.method.language_model, ucla.method.language_model_dtype) == ("smollm2", "bf16")
+    assert ntu.method.language_model == "Qwen/Qwen3-4B"
+    zero = load_recipe("nw-ucla-hglnet", flags=FLAGS)
+    for section, name in (("data", "num_frames"), ("data", "view"), ("model", "base_channels")):
+        assert getattr(getattr(ucla, section), name) == getattr(getattr(zero, section), name)
 
 
 def test_a_recipe_lays_its_values_over_those_it_extends(tmp_path: Path) -> None:

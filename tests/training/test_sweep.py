@@ -259,18 +259,6 @@ def test_bars_are_escaped_and_long_failures_shortened_in_the_table_but_not_in_js
     assert "Trained by" not in text, "nothing was"
 
 
-def test_runs_side_by_side_are_in_the_table_and_one_that_fails_ends_no_other(
-    config: Config,
-) -> None:
-    wrong = SWEEP + 'set = ["loop.batch_size=1000"]\n'
-    summary = sweep.run(config(wrong, jobs=2), SilentProgress())
-    right, failed = summary.runs
-    assert right.reached is not None
-    assert (right.folder / "metrics.json").is_file()
-    assert "fewer than loop.batch_size 1000" in failed.problem
-    assert read(summary)["table"][1]["cells"] == ["failed"]
-
-
 def test_the_command_prints_the_table_and_exits_1_where_a_run_failed(config: Config) -> None:
     settings = config(text=SWEEP.replace("model.switches.temporal=ltc", "loop.batch_size=1000"))
     arguments = ["sweep", settings.sweep, "--data", str(settings.dataset), "--out"]
@@ -341,13 +329,31 @@ def test_a_shipped_sweep_has_rows_of_models_and_switches_that_exist(name: str) -
     assert name not in recipe_names()
     plan = plan_sweep(SweepConfig(sweep=name, dataset=Path("data"), out=Path("out")))
     skeleton = skeleton_named("ucla-20" if "nw-ucla" in name else "ntu-25")
-    assert plan.published == "NTU60 X-Sub"
+    assert plan.published == ("" if name.startswith("controls") else "NTU60 X-Sub")
     assert plan.streams == ("joint",)
     built = []
     for run in plan.runs:
         narrow = run.config.model.model_copy(update={"base_channels": 8})
-        built.append(str(build_model(narrow, num_classes=10, skeleton=skeleton)))
-    assert len(set(built)) == len(built), "each row is another network"
+        network = build_model(narrow, num_classes=10, skeleton=skeleton)
+        built.append((str(network), str(run.config.method)))
+    assert len(set(built)) == len(built), "each row is another network, or trained in another way"
     text = (SWEEPS_FOLDER / f"{name}.toml").read_text()
     for word in (f"hoc sweep {name}", "Hardware", "Expected"):
         assert word in text
+
+
+@pytest.mark.parametrize("name", ["table-6", "table-6-nw-ucla", "controls-nw-ucla"])
+def test_rows_of_stage_one_differ_in_their_method_alone(name: str) -> None:
+    plan = plan_sweep(SweepConfig(sweep=name, dataset=Path("data"), out=Path("out")))
+    zero, *ones = plan.runs
+    assert zero.config.method.name == "classify"
+    assert {run.config.method.name for run in ones} == {"hocslm"}
+    assert all(run.start == zero for run in ones if run.row.endswith(("phase1", "hocslm")))
+    for run in ones:
+        same = {"out": Path("same"), "method": zero.config.method}
+        assert run.config.model_copy(update=same) == ones[0].config.model_copy(update=same)
+        free = {"init_from", "freeze", "lambda_gen", "lambda_cls", "captions"}
+        settings = run.config.method.model_dump(exclude=free)
+        assert settings == ones[0].config.method.model_dump(exclude=free)
+        assert {run.config.optim.lr, run.config.optim.ssf_lr} == {5e-5, 1e-4}
+        assert run.config.optim.weight_decay == 0.01

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from datasets_build.joints import Skeleton, skeleton_named
+from training.models.shared_norm import SharedBatchNorm
 
 _WIDTHS = (1, 1, 1, 1, 2, 2, 2, 4, 4, 4)  # channels of the ten blocks in units of base_channels
 _STRIDED_BLOCKS = (4, 7)  # 0-based
@@ -87,7 +88,9 @@ def pointwise(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
-def batch_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None = None) -> Tensor:
+def batch_norm(
+    x: Tensor, norm: nn.BatchNorm2d | SharedBatchNorm, scale: Tensor | None = None
+) -> Tensor:
     """norm(x), times a scalar that is folded into its affine map."""
     if scale is None:
         return norm(x)
@@ -95,6 +98,8 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm2d, scale: Tensor | None = None) -> 
         norm.num_batches_tracked.add_(1)
     assert norm.momentum is not None, "the models' norms have torch's default momentum"
     weight, bias = norm.weight * scale, norm.bias * scale
+    if isinstance(norm, SharedBatchNorm):
+        return norm.normalised(x, weight, bias)
     mean, var = norm.running_mean, norm.running_var
     return F.batch_norm(x, mean, var, weight, bias, norm.training, norm.momentum, norm.eps)
 

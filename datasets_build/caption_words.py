@@ -1,4 +1,4 @@
-"""The words of a caption: cut, reduced to stems, and read for limbs and numbers of people.
+"""The words of a caption: cut, reduced to stems, and read for limbs; the words of a class name.
 
 A small rule of our own stands for a stemmer: captions are plain English sentences, and all that is
 asked is that "waves", "waving" and "wave" meet.
@@ -31,13 +31,13 @@ STOP_WORDS = frozenset(_WORDS_WITHOUT_CONTENT.split())
 _IRREGULAR = {
     "ate": "eat", "eaten": "eat", "bent": "bend", "blew": "blow", "blown": "blow", "drank": "drink",
     "drawn": "draw", "drew": "draw", "drunk": "drink", "fallen": "fall", "feet": "foot",
-    "fell": "fall", "gave": "give", "given": "give", "held": "hold", "hung": "hang",
-    "knelt": "kneel", "knives": "knife", "lying": "lie", "ran": "run", "sat": "sit",
-    "shaken": "shake", "shook": "shake", "shot": "shoot", "slid": "slide", "spoke": "speak",
-    "spun": "spin", "stood": "stand", "struck": "strike", "swung": "swing", "taken": "take",
-    "teeth": "tooth", "threw": "throw", "thrown": "throw", "took": "take", "tore": "tear",
-    "torn": "tear", "tying": "tie", "using": "use", "wore": "wear", "worn": "wear",
-    "written": "write", "wrote": "write",
+    "fell": "fall", "gave": "give", "given": "give", "got": "get", "had": "have", "has": "have",
+    "held": "hold", "hung": "hang", "knelt": "kneel", "knives": "knife", "lying": "lie",
+    "ran": "run", "sat": "sit", "shaken": "shake", "shook": "shake", "shot": "shoot",
+    "slid": "slide", "spoke": "speak", "spun": "spin", "stood": "stand", "struck": "strike",
+    "swung": "swing", "taken": "take", "teeth": "tooth", "threw": "throw", "thrown": "throw",
+    "took": "take", "tore": "tear", "torn": "tear", "tying": "tie", "using": "use", "wore": "wear",
+    "worn": "wear", "written": "write", "wrote": "write",
 }  # fmt: skip
 
 ARM_WORDS = "arm|forearm|elbow|hand|wrist|fist"
@@ -84,6 +84,20 @@ def stem(word: str) -> str:
     if len(word) > 3 and word[-1] == "e":
         word = word[:-1]
     return word[:-1] + "i" if len(word) > 2 and word[-1] == "y" else word
+
+
+@cache
+def label_phrases(class_name: str) -> tuple[str, ...]:
+    """A class name as a caption would copy it, in lower case, without brackets.
+
+    "put on a hat/cap" gives "put on a hat" and "put on a cap".
+    """
+    plain = re.sub(r"\s*\(.*?\)", "", class_name)
+    choices = re.fullmatch(r"(.*?)([^\s/]+)/([^\s/]+)(.*)", plain)
+    if choices is None:
+        return (" ".join(words_of(plain)),)
+    before, first, second, after = choices.groups()
+    return tuple(" ".join(words_of(f"{before}{word}{after}")) for word in (first, second))
 
 
 def named_side(text: str) -> Side | None:

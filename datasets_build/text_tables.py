@@ -147,7 +147,7 @@ def read_texts(path: Path, classes: ClassNames | None) -> TextTable:
             f"lists of one line a class in {LINES_SUFFIX}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a table of texts with --from-text")
+        raise FileNotFoundError(f"{path} does not exist; give a table of texts")
     path = Path(os.path.abspath(path))
     data = path.read_bytes()
     if suffix == LINES_SUFFIX:

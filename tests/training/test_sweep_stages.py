@@ -1,0 +1,312 @@
+"""Sweeps whose rows start from other rows: Table 6 and the like."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cli.main import app
+from datasets_build.progress import SilentProgress
+from training import evaluate, sweep, train
+from training.build import read_run
+from training.checkpoint import load_weights
+from training.config import SweepConfig, TrainConfig
+from training.sweep_plan import SweepPlan, plan_sweep
+from training.sweep_results import Reached, RunResult, SweepSummary
+
+RECIPE = """
+[data]
+protocol = "ntu60-xsub"
+num_frames = 8
+[model]
+base_channels = 4
+switches = { num_subsets = 1 }
+[optim]
+name = "adamw"
+lr = 3e-3
+schedule = "cosine"
+warmup_epochs = 0
+[loop]
+epochs = 1
+batch_size = 8
+device = "cpu"
+num_threads = 1
+"""
+CHAIN = """
+title = "Stages"
+recipe = "small.toml"
+published = "NTU60 X-Sub"
+baseline = "zero"
+[[rows]]
+name = "zero"
+label = "T0"
+paper = 90.63
+[[rows]]
+name = "half"
+init_from = "zero"
+in_table = false
+[[rows]]
+name = "whole"
+init_from = "half"
+paper = 90.84
+[[rows]]
+name = "alone"
+"""
+Config = Callable[..., SweepConfig]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "write_confusion_png", lambda *_: None)
+
+
+@pytest.fixture
+def config(tmp_path: Path, dataset_folder: Path) -> Config:
+    """Makes a sweep of small rows; `text` is its file's."""
+
+    def make(text: str = CHAIN, **changes: Any) -> SweepConfig:
+        (tmp_path / "small.toml").write_text(RECIPE)
+        (tmp_path / "mine.toml").write_text(text)
+        values = {
+            "sweep": str(tmp_path / "mine.toml"),
+            "dataset": dataset_folder,
+            "out": tmp_path / "out",
+        }
+        return SweepConfig.model_validate(values | changes)
+
+    return make
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], part: str) -> bool:
+    names = [name for name in one if name.startswith(part)]
+    assert names
+    return all(torch.equal(one[name], two[name]) for name in names)
+
+
+def test_table_6_trains_each_strategy_from_the_weights_of_its_stage_before(
+    config: Config, hocslm: dict[str, Any], tmp_path: Path
+) -> None:
+    small = (
+        "data.num_frames=8",
+        "model.base_channels=4",
+        "model.switches.num_subsets=1",
+        "loop.epochs=1",
+        "loop.batch_size=8",
+        "loop.mixed_precision=no",
+        "loop.deterministic=true",
+        "loop.evaluate_every_epochs=0",
+        "loop.num_threads=1",
+        f"*hocslm*:method.language_model={hocslm['language_model']}",
+        "*hocslm*:method.language_model_dtype=fp32",
+        "*hocslm*:method.hidden=16",
+    )
+    settings = config(sweep="table-6", assignments=small, device="cpu")
+    summary = sweep.run(settings, SilentProgress())
+    assert not summary.failures
+    weights = {run.row: load_weights(run.folder) for run in summary.runs}
+    zero = weights["ntu60-xsub-hglnet"]
+    first, second = (weights[f"ntu60-xsub-hocslm-t1{end}"] for end in ("-phase1", ""))
+    assert same(zero, first, "encoder."), "T1, phase 1: the encoder is frozen, with its head"
+    assert same(first, second, "ssf."), "T1, phase 2: the captions are over"
+    assert not same(zero, second, "encoder.")
+    first, second = (weights[f"ntu60-xsub-hocslm-t2{end}"] for end in ("-phase1", ""))
+    assert not same(zero, first, "encoder.blocks")
+    assert same(zero, first, "encoder.head")
+    assert same(first, second, "ssf.")
+    three, four = (weights[f"ntu60-xsub-hocslm{end}"] for end in ("", "-t4"))
+    assert not same(three, four, "encoder.")
+    starts = {run.row: read_run(run.folder).config.method.init_from for run in summary.runs}
+    assert starts["ntu60-xsub-hocslm"] == settings.out / "ntu60-xsub-hglnet" / "joint-seed0"
+    assert starts["ntu60-xsub-hocslm-t4"] is None
+
+    columns, rows = summary.table()
+    assert [row[0] for row in rows] == ["T0", "T1", "T2", "T3", "T4"], "phases have no line"
+    assert columns[-3:] == ["over T0", "paper (NTU60 X-Sub)", "paper over T0"]
+    assert [row[-1] for row in rows] == ["", "-1.55", "+0.10", "+0.21", "-22.40"]
+
+    # What the recipe of phase 2 says: T1 ends as the control without captions does.
+    plan = plan_sweep(settings)
+    (last,) = (run for run in plan.runs if run.row == "ntu60-xsub-hocslm-t1")
+    assert last.start is not None
+    assert last.start.start is not None
+    method = last.config.method.model_copy(update={"init_from": last.start.start.config.out})
+    control = last.config.model_copy(update={"out": tmp_path / "control", "method": method})
+    train.run(control, SilentProgress())
+    assert same(load_weights(control.out), weights[last.row], "encoder.")
+
+
+def test_a_row_is_trained_again_with_the_run_it_starts_from_and_else_found(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config()
+    sweep.run(settings, SilentProgress())
+    order: list[str] = []
+    plain = train.run
+
+    def noted(config: TrainConfig, progress: Any) -> Any:
+        found = plain(config, progress)
+        order.append(config.out.parent.name + ("" if found.already_finished else " trained"))
+        return found
+
+    monkeypatch.setattr(train, "run", noted)
+    sweep.run(settings, SilentProgress())
+    assert order == ["zero", "half", "whole", "alone"]
+    order.clear()
+    shutil.rmtree(settings.out / "zero")
+    summary = sweep.run(settings, SilentProgress())
+    # on the CPU its weights are the same again, so that the others are still of them
+    assert order == ["alone", "zero trained", "half", "whole"]
+    assert not summary.failures
+
+
+def test_rows_that_start_from_one_that_fails_fail_with_a_sentence_and_are_not_trained(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep.run(config(), SilentProgress())
+    shutil.rmtree(config().out / "half")
+    trained: list[str] = []
+    plain = train.run
+    monkeypatch.setattr(train, "run", lambda c, p: trained.append(c.out.parent.name) or plain(c, p))
+    # "zero" is finished, but under other settings: nothing may start from it
+    summary = sweep.run(config(assignments=("zero:optim.lr=1e-3",)), SilentProgress())
+    assert trained == ["zero", "alone"]
+    problems = {run.row: run.problem for run in summary.failures}
+    assert "holds a run with other settings" in problems["zero"]
+    assert problems["half"] == "it starts from zero, joint, seed 0, which failed"
+    assert problems["whole"] == "it starts from half, joint, seed 0, which failed"
+    text = (summary.folder / "sweep.md").read_text()
+    assert "4 of 4 runs ended" in text
+    assert "Failed: whole, joint, seed 0: it starts from half, joint, seed 0, which failed" in text
+
+
+def test_runs_side_by_side_wait_for_their_start_and_one_that_fails_ends_those_alone(
+    config: Config,
+) -> None:
+    # most of the time goes into starting processes: the chain's middle is left out
+    middle = CHAIN[CHAIN.index('[[rows]]\nname = "half"') : CHAIN.index('[[rows]]\nname = "whole"')]
+    text = CHAIN.replace(middle, "").replace('init_from = "half"', 'init_from = "zero"')
+    text += 'set = ["loop.batch_size=1000"]\n[[rows]]\nname = "after"\ninit_from = "alone"\n'
+    summary = sweep.run(config(text, jobs=2), SilentProgress())
+    reached = {run.row: run.reached is not None for run in summary.runs}
+    # begun too early, "whole" would say that there is no checkpoint to start from
+    assert reached == {"zero": True, "whole": True, "alone": False, "after": False}
+    assert (summary.runs[0].folder / "metrics.json").is_file()
+    assert "fewer than loop.batch_size 1000" in summary.failures[0].problem
+    assert summary.failures[1].problem == "it starts from alone, joint, seed 0, which failed"
+    assert not (summary.folder / "after").exists()
+    record = json.loads((summary.folder / "sweep.json").read_text())
+    assert [line["cells"] for line in record["table"][2:]] == [["failed"], ["failed"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"text": CHAIN.replace('= "half"\nin', '= "halff"\nin').replace("whole", "haff")},
+            r"row 'haff' starts from 'half', which is no row; did you mean 'halff'\?",
+        ),
+        (
+            {"text": CHAIN.replace('init_from = "zero"', 'init_from = "whole"')},
+            "row 'half' starts from 'whole', which is not above it",
+        ),
+        (
+            {"text": CHAIN.replace('init_from = "zero"', 'init_from = "half"')},
+            "row 'half' starts from 'half', which is not above it",
+        ),
+        ({"text": CHAIN.replace('baseline = "zero"', 'baseline = "half"')}, "no row of the table"),
+        ({"text": CHAIN.replace('"half"', '"a:b"')}, "name"),
+        ({"assignments": ("method.init_from=x",)}, "row 'half' sets method.init_from itself"),
+        ({"assignments": ("zer:loop.epochs=3",)}, "no row is named 'zer'; did you mean 'zero'"),
+        ({"assignments": ("zero,x*:loop.epochs=3",)}, r"no row is named 'x\*'; there are zero, "),
+        ({"assignments": ("zero:data.stream=bone",)}, "told that by --streams"),
+        (
+            {"assignments": ("zero:model.base_channels=8",)},
+            "row 'half' starts from row 'zero', whose network is another one",
+        ),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused_before_anything_is_trained(
+    config: Config, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        sweep.run(config(**changes), SilentProgress())
+    assert not config().out.exists()
+
+
+def test_a_set_with_names_of_rows_is_for_those_rows_and_over_that_for_all(config: Config) -> None:
+    given = ("zero,wh*:loop.epochs=3", "loop.epochs=2", "whole:optim.lr=0.5", "optim.name=sgd")
+    runs = plan_sweep(config(assignments=given)).runs
+    assert [run.config.loop.epochs for run in runs] == [3, 2, 3, 2]
+    assert [run.config.optim.lr for run in runs] == [3e-3, 3e-3, 0.5, 3e-3]
+    assert {run.config.optim.name for run in runs} == {"sgd"}
+
+
+def test_starts_are_of_the_same_stream_and_seed(config: Config) -> None:
+    plan = plan_sweep(config(streams=("joint", "bone"), seeds=(0, 3)))
+    for run in plan.runs:
+        if run.start is not None:
+            assert (run.start.stream, run.start.seed) == (run.stream, run.seed)
+            assert run.config.method.init_from == run.start.config.out
+            assert plan.runs.index(run.start) < plan.runs.index(run)
+    assert sum(run.start is not None for run in plan.runs) == 8
+
+
+def test_differences_to_the_baseline_are_taken_seed_by_seed(config: Config) -> None:
+    plan: SweepPlan = plan_sweep(config(seeds=(0, 1, 2)))
+    shares = {"zero": (0.90, 0.92, 0.94), "whole": (0.92, 0.93, None), "half": (0.5, 0.5, 0.5)}
+    runs = tuple(
+        RunResult(
+            row,
+            "joint",
+            seed,
+            config().out / row / str(seed),
+            reached=None if share is None else Reached(share, share, share),
+            problem="" if share else "no room",
+        )
+        for row, values in shares.items()
+        for seed, share in enumerate(values)
+    )
+    summary = SweepSummary(config().out, plan, "small", "f", "ntu60-xsub", runs, ())
+    columns, rows = summary.table()
+    assert columns[5:] == [
+        "mean",
+        "std",
+        "over T0",
+        "its std",
+        "paper (NTU60 X-Sub)",
+        "paper over T0",
+    ]
+    assert [row[0] for row in rows] == ["T0", "whole", "alone"]
+    assert rows[0][5:] == ["92.00", "2.00", "", "-", "90.63", ""]
+    assert rows[1][2:] == [
+        *("92.00", "93.00", "failed"),
+        *("92.50", "0.71", "+1.50", "0.71", "90.84", "+0.21"),
+    ]
+    assert rows[2][2:] == ["-", "-", "-", "-", "-", "", "-", "", ""]
+    record = summary.as_json()
+    assert record["baseline"] == "zero"
+    whole = record["table"][1]
+    assert whole["differences"][:2] == pytest.approx([0.02, 0.01])
+    assert whole["differences"][2] is None
+    assert whole["mean_difference"] == pytest.approx(0.015)
+    assert whole["published_difference"] == 0.21
+    assert "over T0: the difference to that line" in " ".join(summary.notes())
+
+
+def test_the_command_takes_the_number_of_a_table_or_a_name() -> None:
+    arguments = ["sweep", "--data", "data", "--out", "out", "--dry-run"]
+    done = CliRunner().invoke(app, [*arguments, "--table", "6", "--json"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["sweep"] == "table-6"
+    done = CliRunner().invoke(app, [*arguments, "--table", "6"], env={"COLUMNS": "160"})
+    assert "starts from" in done.stdout
+    assert "changes" not in done.stdout, "no row has any"
+    for wrong in ([], ["--table", "6", "table-6"]):
+        assert CliRunner().invoke(app, [*arguments, *wrong]).exit_code == 2
