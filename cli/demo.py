@@ -198,7 +198,7 @@ def _build(demo: _Demo) -> str:
 
 
 def _train(demo: _Demo) -> str:
-    from training.config import load_recipe
+    from training.recipe_files import load_recipe
     from training.side_by_side import train_side_by_side
 
     configs = []
@@ -212,7 +212,7 @@ def _train(demo: _Demo) -> str:
 
 
 def _evaluate(demo: _Demo) -> str:
-    from training.config import EvaluateConfig
+    from training.command_config import EvaluateConfig
     from training.evaluate import run
 
     found = {
@@ -224,7 +224,7 @@ def _evaluate(demo: _Demo) -> str:
 
 
 def _ensemble(demo: _Demo) -> str:
-    from training.config import EnsembleConfig
+    from training.command_config import EnsembleConfig
     from training.ensemble import run
 
     config = EnsembleConfig(runs=tuple(demo.runs), out=demo.folder / "runs" / "ensemble")
@@ -235,7 +235,7 @@ def _ensemble(demo: _Demo) -> str:
 
 def _describe(demo: _Demo) -> str:
     from datasets_build.synthetic import action_of_caption
-    from training.config import DescribeConfig
+    from training.command_config import DescribeConfig
     from training.describe import run
     from training.text_quality import Named
 

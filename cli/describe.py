@@ -65,7 +65,7 @@ def describe(
     of test samples are read for this alone.
     """
     from datasets_build.settings import resolve
-    from training.config import DescribeConfig
+    from training.command_config import DescribeConfig
     from training.describe import run as run_describe
 
     config = resolve(
@@ -136,7 +136,7 @@ def retrieve(
     likely sentences score high whatever is seen. Written to retrieval-SPLIT.json in the run folder.
     """
     from datasets_build.settings import resolve
-    from training.config import RetrieveConfig
+    from training.command_config import RetrieveConfig
     from training.retrieval import run as run_retrieve
 
     config = resolve(

@@ -46,7 +46,7 @@ def ensemble(
     validation subjects alone (data.validation_subjects, `hoc evaluate RUN --split validation`).
     """
     from datasets_build.settings import resolve
-    from training.config import EnsembleConfig
+    from training.command_config import EnsembleConfig
     from training.ensemble import run
 
     config = resolve(

@@ -39,7 +39,7 @@ def evaluate(
     Several runs end with a table to compare them by, whatever becomes of one of them.
     """
     from datasets_build.settings import resolve
-    from training.config import EvaluateConfig
+    from training.command_config import EvaluateConfig
     from training.evaluate import run as evaluate_run
 
     values = {

@@ -26,7 +26,7 @@ def recipes(
 ) -> None:
     """List the recipes for captioning and training and the sweeps, or print one of them."""
     from captioning.recipes import caption_recipe_names, caption_recipe_path
-    from training.config import SWEEPS_FOLDER, recipe_names, recipe_path
+    from training.recipe_files import SWEEPS_FOLDER, recipe_names, recipe_path
     from training.sweep_plan import sweep_names
 
     captions = {recipe: caption_recipe_path(recipe) for recipe in caption_recipe_names()}
@@ -72,7 +72,7 @@ def _one_of(name: str, names: list[str]) -> Path:
 
 
 def _print_resolved(name: str | None, others: list[str]) -> None:
-    from training.config import load_recipe
+    from training.recipe_files import load_recipe
 
     if name is None or name in others:
         raise ValueError(

@@ -67,7 +67,7 @@ def sweep(
     if (name is None) == (table is None):
         raise ValueError("give a SWEEP or --table N, one of them: `hoc recipes` lists the sweeps")
     from datasets_build.settings import resolve
-    from training.config import SweepConfig
+    from training.command_config import SweepConfig
     from training.sweep_plan import plan_sweep
 
     config = resolve(

@@ -53,7 +53,7 @@ def train(
     goes on with the same command, to the same weights as if it had never stopped. Several GPUs:
     `torchrun --nproc-per-node 4 -m cli.main train ...`.
     """
-    from training.config import load_recipe
+    from training.recipe_files import load_recipe
 
     config = load_recipe(
         recipe,

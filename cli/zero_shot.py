@@ -46,7 +46,7 @@ def zero_shot(
     RUN/zero-shot.json and the scores of every sample.
     """
     from datasets_build.settings import resolve
-    from training.config import ZeroShotConfig
+    from training.command_config import ZeroShotConfig
     from training.zero_shot import run as ask
 
     values = {
@@ -127,7 +127,7 @@ def zero_shot_sweep(
     """
     from datasets_build.dataset import open_dataset
     from datasets_build.settings import resolve
-    from training.config import ZeroShotSweepConfig
+    from training.command_config import ZeroShotSweepConfig
     from training.zero_shot_plan import plan_splits
 
     is_number = splits is not None and splits.strip().isdigit()

@@ -21,7 +21,7 @@ from datasets_build import schema
 from datasets_build.manifest import sha256_file, write_bytes_atomic, write_json
 from datasets_build.progress import Progress
 from training.class_sentences import read_class_sentences
-from training.config import DescribeConfig
+from training.command_config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
 from training.loading import AnySplit, load_split
 from training.methods.hocslm import HocSLMMethod

@@ -20,7 +20,7 @@ from datasets_build.manifest import read_json, sha256_file, write_json
 from datasets_build.progress import Progress
 from training.build import CONFIG_FILE
 from training.checkpoint import has_checkpoint, model_path
-from training.config import EnsembleConfig
+from training.command_config import EnsembleConfig
 from training.metrics import (
     Accuracy,
     accuracy,

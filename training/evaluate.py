@@ -24,7 +24,8 @@ from datasets_build.protocols import PROTOCOLS, Protocol
 from training.best_epoch import load_best, read_best
 from training.build import RunRecord, build_method, pick_device, read_run
 from training.checkpoint import load_weights, model_path, read_request
-from training.config import EvaluateConfig, Weights
+from training.command_config import EvaluateConfig
+from training.config import Weights
 from training.loading import load_split
 from training.methods.method import Method
 from training.metrics import (

@@ -26,7 +26,7 @@ import torch
 from datasets_build.manifest import sha256_file, write_json
 from datasets_build.progress import Progress
 from training.class_sentences import read_class_sentences
-from training.config import RetrieveConfig
+from training.command_config import RetrieveConfig
 from training.describe import load_text_run, provenance
 from training.evaluate import LoadedRun
 from training.likelihoods import mean_log_likelihoods, prefixes

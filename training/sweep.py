@@ -26,7 +26,7 @@ from datasets_build.progress import Progress, SilentProgress
 from training import ensemble, evaluate, train
 from training.build import build_model, pick_device
 from training.checkpoint import ENVIRONMENT_FILE, LAST, MADE_BY, MODEL_FILE, read_request
-from training.config import EnsembleConfig, EvaluateConfig, SweepConfig
+from training.command_config import EnsembleConfig, EvaluateConfig, SweepConfig
 from training.loop import NonFiniteLossError
 from training.scores import SCORES_SHA256, metrics_file, scores_file
 from training.seeding import seeded

@@ -16,14 +16,9 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from datasets_build.settings import Settings, parse_assignment, read_toml, resolve
-from training.config import (
-    SWEEPS_FOLDER,
-    SweepConfig,
-    TrainConfig,
-    load_recipe,
-    named_in,
-    recipe_names,
-)
+from training.command_config import SweepConfig
+from training.config import TrainConfig
+from training.recipe_files import SWEEPS_FOLDER, load_recipe, named_in, recipe_names
 
 _FLAGS = {
     "out": "--out",

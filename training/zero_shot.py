@@ -30,7 +30,7 @@ from datasets_build.progress import Progress
 from training.build import RunRecord
 from training.checkpoint import model_path, read_request
 from training.class_sentences import ClassSentences, read_class_sentences
-from training.config import ZeroShotConfig
+from training.command_config import ZeroShotConfig
 from training.describe import load_text_run
 from training.evaluate import LoadedRun
 from training.likelihoods import mean_log_likelihoods, prefixes

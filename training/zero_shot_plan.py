@@ -15,7 +15,9 @@ import numpy as np
 
 from datasets_build.dataset import SkeletonDataset
 from datasets_build.settings import parse_assignment
-from training.config import TrainConfig, ZeroShotConfig, ZeroShotSweepConfig, load_recipe
+from training.command_config import ZeroShotConfig, ZeroShotSweepConfig
+from training.config import TrainConfig
+from training.recipe_files import load_recipe
 from training.unseen_classes import unseen_labels
 
 STAGES = ("stage-zero", "stage-one")

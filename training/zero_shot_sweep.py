@@ -15,7 +15,7 @@ from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.progress import Progress, SilentProgress
 from training import train, zero_shot
 from training.class_sentences import ClassSentences, read_class_sentences
-from training.config import ZeroShotSweepConfig
+from training.command_config import ZeroShotSweepConfig
 from training.loop import NonFiniteLossError
 from training.side_by_side import side_by_side
 from training.zero_shot_plan import PlannedSplit, plan_splits

@@ -89,6 +89,7 @@ class FakeServer(ThreadingHTTPServer):
     """Answers as `script` says; notes what it was asked."""
 
     daemon_threads = True
+    request_queue_size = 64  # more clients at once than this are turned away
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -15,8 +15,9 @@ from datasets_build import schema
 from datasets_build.progress import SilentProgress
 from training import checkpoint as checkpoint_module
 from training.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from training.config import TrainConfig, load_recipe
+from training.config import TrainConfig
 from training.methods.method import Method
+from training.recipe_files import load_recipe
 from training.train import run
 
 Recipe = Callable[..., TrainConfig]

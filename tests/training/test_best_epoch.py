@@ -9,7 +9,8 @@ import torch
 
 from datasets_build.progress import SilentProgress
 from training.best_epoch import forget_best, load_best, read_best, save_best
-from training.config import EvaluateConfig, TrainConfig
+from training.command_config import EvaluateConfig
+from training.config import TrainConfig
 from training.evaluate import run as evaluate
 from training.train import run
 

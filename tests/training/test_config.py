@@ -7,22 +7,16 @@ from typing import get_args
 
 import pytest
 
-from training.config import (
-    DescribeConfig,
-    EnsembleConfig,
-    MethodConfig,
-    Stream,
-    TrainConfig,
-    load_recipe,
-    recipe_names,
-)
+from training.command_config import DescribeConfig, EnsembleConfig
+from training.config import MethodConfig, Stream, TrainConfig
+from training.recipe_files import load_recipe, recipe_names
 from training.streams import STREAMS
 
 FLAGS = {"out": "runs/a", "data": {"dataset": "data/a"}}
 
 
 def test_config_imports_without_torch() -> None:
-    program = "import sys, training.config; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
+    program = "import sys, training.command_config, training.recipe_files; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True

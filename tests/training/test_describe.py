@@ -16,7 +16,8 @@ from datasets_build.joints import NTU_25, UCLA_20
 from datasets_build.manifest import sha256_file
 from datasets_build.progress import SilentProgress
 from training import describe, skeleton_files, train
-from training.config import DescribeConfig, TrainConfig
+from training.command_config import DescribeConfig
+from training.config import TrainConfig
 from training.loading import one_clip
 from training.skeleton_data import SkeletonStore
 from training.text_quality import Named

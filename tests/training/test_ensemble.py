@@ -14,7 +14,7 @@ from datasets_build.manifest import sha256_file, write_json
 from datasets_build.progress import SilentProgress
 from training import ensemble
 from training.checkpoint import Checkpoint, model_path, save_checkpoint
-from training.config import EnsembleConfig
+from training.command_config import EnsembleConfig
 from training.scores import metrics_file, read_scores, scores_file, write_scores
 
 CLASSES = [{"label": i, "action_id": i + 1, "name": f"class {i}"} for i in range(3)]

@@ -19,7 +19,8 @@ from training import evaluate, loop, train
 from training.best_epoch import save_best
 from training.build import read_run
 from training.checkpoint import load_weights, model_path
-from training.config import EvaluateConfig, TrainConfig
+from training.command_config import EvaluateConfig
+from training.config import TrainConfig
 from training.metrics import accuracy, confusion_matrix, top_k_share, worst_pairs
 from training.scores import read_evaluation, read_scores, write_scores
 

@@ -18,7 +18,8 @@ from datasets_build.joints import COCO_17, Skeleton
 from datasets_build.progress import SilentProgress
 from training import evaluate, train
 from training.build import CONFIG_FILE, build_model, read_run
-from training.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from training.command_config import EvaluateConfig
+from training.config import DataConfig, ModelConfig, TrainConfig
 from training.inputs import export_inputs
 from training.loading import load_split, one_clip
 from training.skeleton_data import SkeletonStore

@@ -18,7 +18,8 @@ from datasets_build.joints import COCO_17
 from datasets_build.progress import SilentProgress
 from training import evaluate, train
 from training.build import MODELS
-from training.config import EvaluateConfig, TrainConfig
+from training.command_config import EvaluateConfig
+from training.config import TrainConfig
 from training.pretrained import SkeletonModel
 from training.scores import read_scores
 

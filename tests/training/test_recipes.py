@@ -8,7 +8,8 @@ import pytest
 from datasets_build.progress import SilentProgress
 from datasets_build.protocols import protocol_named
 from training.build import MODELS
-from training.config import RECIPES_FOLDER, TrainConfig, load_recipe, recipe_names
+from training.config import TrainConfig
+from training.recipe_files import RECIPES_FOLDER, load_recipe, recipe_names
 from training.train import run
 
 FLAGS = {"out": "runs/a", "data": {"dataset": "data/a"}}

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from datasets_build.progress import SilentProgress
 from training import retrieval, train
-from training.config import RetrieveConfig, TrainConfig
+from training.command_config import RetrieveConfig
+from training.config import TrainConfig
 from training.describe import load_text_run
 from training.likelihoods import prefixes
 from training.loading import load_split

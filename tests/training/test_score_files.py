@@ -20,7 +20,8 @@ from datasets_build.progress import SilentProgress
 from datasets_build.protocols import PROTOCOLS
 from datasets_build.pyskl import export_pyskl
 from training import evaluate, train
-from training.config import EvaluateConfig, TrainConfig
+from training.command_config import EvaluateConfig
+from training.config import TrainConfig
 from training.score_files import export_scores
 from training.scores import read_scores
 

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 from cli.main import app
 from datasets_build.progress import SilentProgress
 from training import ensemble, evaluate, sweep, train
-from training.config import SWEEPS_FOLDER, Stream, SweepConfig, TrainConfig, recipe_names
+from training.command_config import SweepConfig
+from training.config import Stream, TrainConfig
 from training.loop import NonFiniteLossError
+from training.recipe_files import SWEEPS_FOLDER, recipe_names
 from training.sweep_plan import plan_sweep, sweep_names
 from training.sweep_results import SweepSummary
 

@@ -17,7 +17,8 @@ from datasets_build.progress import SilentProgress
 from training import evaluate, sweep, train
 from training.build import read_run
 from training.checkpoint import load_weights
-from training.config import SweepConfig, TrainConfig
+from training.command_config import SweepConfig
+from training.config import TrainConfig
 from training.sweep_plan import SweepPlan, plan_sweep
 from training.sweep_results import Reached, RunResult, SweepSummary
 

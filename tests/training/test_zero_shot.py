@@ -18,7 +18,8 @@ from datasets_build.dataset import open_dataset
 from datasets_build.progress import SilentProgress
 from training import train, zero_shot, zero_shot_sweep
 from training.class_sentences import read_class_sentences
-from training.config import TrainConfig, ZeroShotConfig, ZeroShotSweepConfig
+from training.command_config import ZeroShotConfig, ZeroShotSweepConfig
+from training.config import TrainConfig
 from training.evaluate import load_run
 from training.likelihoods import mean_log_likelihoods, prefixes
 from training.loading import load_split
