@@ -16,7 +16,8 @@ FLAGS = {"out": "runs/a", "data": {"dataset": "data/a"}}
 
 
 def test_config_imports_without_torch() -> None:
-    program = "import sys, training.command_config, training.recipe_files; print(sorted({'torch', 'numpy'} & sys.modules.keys()))"
+    program = """import sys, training.command_config, training.recipe_files
+print(sorted({'torch', 'numpy'} & sys.modules.keys()))"""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
