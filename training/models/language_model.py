@@ -69,6 +69,9 @@ class FrozenLanguageModel:
         for module in self.modules_and_head():
             module.requires_grad_(False)
             module.eval()
+            for part in module.modules():
+                # In evaluation mode bitsandbytes computes these on the CPU without a gradient.
+                part.training = type(part).__name__ == "Linear4bit"
         if gradient_checkpointing:
             _checkpoint_layers(self._decoder)
         self._files = replace(loaded, model=None, tokenizer=None)  # a vision tower is let go
