@@ -227,6 +227,7 @@ def build_method(
         language_model.width,
         hidden=settings.hidden,
         prompt_length=settings.prompt_length,
+        scale=language_model.embedding_scale,
     )
     method = HocSLMMethod(
         encoder,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -105,6 +106,13 @@ class FrozenLanguageModel:
         sha256 = weights_sha256(loaded.folder, loaded.gguf)
         return {"id": loaded.name, "revision": loaded.revision, "sha256": sha256}
 
+    @cached_property
+    def embedding_scale(self) -> float:
+        """Root mean square of the token embeddings."""
+        weight = next(self._embedding.parameters())
+        norm = torch.linalg.vector_norm(weight, dtype=loss_dtype(weight))
+        return float(norm) / math.sqrt(weight.numel())
+
     @property
     def device(self) -> torch.device:
         """Where tokens and prefixes go."""
@@ -143,7 +151,8 @@ class FrozenLanguageModel:
         num_cut = sum(len(row) > max_tokens - 1 for row in rows)
         if num_cut:
             logger.warning(
-                "%d of %d captions have more than %d tokens and were cut",
+                "%d of %d captions have more than %d tokens and were cut "
+                "(method.max_caption_tokens)",
                 num_cut,
                 len(rows),
                 max_tokens - 1,
