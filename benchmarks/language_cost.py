@@ -234,7 +234,9 @@ def compare_rates(args: argparse.Namespace) -> dict[str, Any]:
     if args.device == "cuda":
         found["peak GB"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
     if args.tflops:
-        weights = sum(p.numel() for p in own.modules_and_head()[0].parameters())
+        decoder, embedding, _ = own.modules_and_head()
+        weights = sum(p.numel() for p in decoder.parameters())
+        weights -= sum(p.numel() for p in embedding.parameters())  # looked up
         flops = 4 * weights * statistics.mean(num_tokens)  # forward, gradient of the inputs
         head = own.modules_and_head()[2].weight.numel()
         flops += 4 * head * (statistics.mean(num_tokens) - 8 * args.batch)

@@ -45,7 +45,8 @@ def describe(
         list[Path] | None,
         typer.Option(
             "--sentences",
-            help="With --all: table of class sentences; texts are also judged by the closest.",
+            help="With --all: table of class sentences, as hoc caption --from-text reads it; texts "
+            "are also judged by the closest. Repeatable.",
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit in tokens.")] = 64,
@@ -64,6 +65,8 @@ def describe(
     the captions of the split (BLEU, chrF, ROUGE-L, CIDEr-D; `pip install 'hocslm[text]'`). Captions
     of test samples are read for this alone.
     """
+    if per_class and not every:
+        raise ValueError("--per-class belongs to --all, which was not given")
     from datasets_build.settings import resolve
     from training.command_config import DescribeConfig
     from training.describe import run as run_describe
@@ -118,7 +121,8 @@ def retrieve(
         list[Path] | None,
         typer.Option(
             "--texts",
-            help="Table of class sentences to search; repeatable. Default: the split's captions.",
+            help="Table of class sentences to search, as hoc caption --from-text reads it; "
+            "repeatable. Default: the split's captions.",
         ),
     ] = None,
     num_samples: Annotated[
@@ -200,8 +204,8 @@ def _print_naming(title: str, naming: Any) -> None:
 
 def _print_scores(scores: Any) -> None:
     rows = [
-        ("BLEU", f"{scores.bleu:.3f}"),
-        ("chrF", f"{scores.chrf:.3f}"),
+        ("BLEU", _number(scores.bleu)),
+        ("chrF", _number(scores.chrf)),
         ("ROUGE-L", f"{scores.rouge_l:.3f}"),
         ("CIDEr-D", f"{scores.cider_d:.3f}"),
     ]
@@ -217,3 +221,7 @@ def _print_classes(naming: Any) -> None:
     ]
     columns = ["class", "texts", "right", "no other", "several", "none"]
     console.print_table("Classes", columns, rows, numeric=5)
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"

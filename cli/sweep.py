@@ -30,7 +30,10 @@ def sweep(
     ] = None,
     table: Annotated[
         int | None,
-        typer.Option(help="A table of the paper, 4, 5 or 6: --table 6 is the sweep table-6."),
+        typer.Option(
+            help="A table of the paper, 4, 5 or 6, on NTU60: --table 6 is the sweep table-6. On "
+            "NW-UCLA: SWEEP table-6-nw-ucla."
+        ),
     ] = None,
     streams: Annotated[
         str | None,
@@ -49,20 +52,23 @@ def sweep(
             "--set",
             metavar="SECTION.KEY=VALUE",
             help="Change one value of every row's recipe; `ROW:SECTION.KEY=VALUE` of that row's "
-            "alone, where ROW may be several, joined by commas, or a pattern such as `*hocslm*`. "
-            "May be given several times.",
+            "alone, where ROW may be several, joined by commas, or a pattern: "
+            "`--set '*hocslm*:method.language_model=tiny'`. May be given several times.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show what would be trained and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Show what would be trained and stop; opens no data.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Train, evaluate and ensemble every row of a sweep, for several streams and seeds.
 
     A recipe is a sweep of one row. Writes OUT/ROW/STREAM-seedK (as **hoc train** does), their
     ensembles, and the table as OUT/sweep.md, sweep.csv and sweep.json, replaced after every run.
-    A row that starts from another (strategies T1 to T3 of table 6) is trained after it. The same
-    command goes on where a sweep stopped. In --set, {stream} and {seed} stand for the run's own. A
-    run that fails is told in the table; the exit code is then 1.
+    Language models and captions are looked for before the first run. A row that starts from another
+    (strategies T1 to T3 of table 6) is trained after it. The same command goes on where a sweep
+    stopped. In --set, {stream} and {seed} stand for the run's own. A run that fails is told in the
+    table; the exit code is then 1.
     """
     if (name is None) == (table is None):
         raise ValueError("give a SWEEP or --table N, one of them: `hoc recipes` lists the sweeps")

@@ -35,10 +35,16 @@ def train(
     ] = None,
     llm: Annotated[
         str | None,
-        typer.Option(help="Frozen language model: tiny, smollm2, a folder or a hub id."),
+        typer.Option(
+            help="Frozen language model: tiny, smollm2, a folder, a .gguf file or a hub id."
+        ),
     ] = None,
     init_from: Annotated[
-        Path | None, typer.Option(help="Run whose last checkpoint gives the starting weights.")
+        Path | None,
+        typer.Option(
+            help="Run whose last checkpoint gives the starting weights; without it a recipe of "
+            "stage one trains from random weights (strategy T4)."
+        ),
     ] = None,
     set_values: SetOption = None,
     dry_run: Annotated[

@@ -42,7 +42,8 @@ def zero_shot(
 
     Every test sample gets the class whose sentences the language model finds likeliest given the
     skeleton: among the unseen classes, and among all (seen, unseen and their harmonic mean). Each
-    plain, and calibrated: less the score under the mean prefix of the training samples. Writes
+    plain, and calibrated: less the score under the mean prefix of the samples that the run was
+    trained on, which with --data are still those of its own data set. Writes
     RUN/zero-shot.json and the scores of every sample.
     """
     from datasets_build.settings import resolve

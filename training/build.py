@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.methods.method import Method
 from training.models.ctrgcn import CTRGCN
 from training.models.hglnet import HGLNet
 from training.models.language_model import FrozenLanguageModel
+from training.models.language_model_files import model_width
 from training.models.ssf import SSF
 from training.unseen_classes import unseen_labels
 
@@ -202,9 +204,22 @@ def build_model(config: ModelConfig, *, num_classes: int, skeleton: Skeleton) ->
 
 
 def build_method(
-    config: TrainConfig, *, num_classes: int, skeleton: Skeleton, device: torch.device
+    config: TrainConfig,
+    *,
+    num_classes: int,
+    skeleton: Skeleton,
+    device: torch.device,
+    language_width: int | None = None,
 ) -> Method:
     """The method of a recipe on a device, freshly initialised from torch's global generator.
+
+    Args:
+        config: the recipe.
+        num_classes: of the head.
+        skeleton: the layout.
+        device: where it goes.
+        language_width: width of the language model's embeddings, where weights are at hand that
+            tell it: the model is then loaded when it is first asked for.
 
     Raises:
         ValueError: a name or a combination in the recipe is not known.
@@ -214,7 +229,8 @@ def build_method(
     if settings.name == "classify":
         return ClassifyMethod(encoder, freeze=settings.freeze).to(device)
     assert settings.language_model is not None, "the recipe was checked"
-    language_model = FrozenLanguageModel.load(
+    load = partial(
+        FrozenLanguageModel.load,
         settings.language_model,
         revision=settings.language_model_revision,
         dtype=_DTYPES[settings.language_model_dtype],  # type: ignore[arg-type]
@@ -222,17 +238,25 @@ def build_method(
         device_map=settings.language_model_device_map,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
+    language_model: FrozenLanguageModel | None = None
+    if language_width is None and settings.reads_captions:
+        language_model = load()
+        language_width = language_model.width
+    elif language_width is None:
+        language_width = model_width(
+            settings.language_model, revision=settings.language_model_revision
+        )
     ssf = SSF(
         encoder.num_features,  # type: ignore[arg-type]
-        language_model.width,
+        language_width,
         hidden=settings.hidden,
         prompt_length=settings.prompt_length,
-        scale=language_model.embedding_scale,
+        scale=1.0 if language_model is None else language_model.embedding_scale,
     )
     method = HocSLMMethod(
         encoder,
         ssf,
-        language_model,
+        language_model or load,
         lambda_gen=settings.lambda_gen,
         lambda_cls=settings.lambda_cls,
         freeze=settings.freeze,

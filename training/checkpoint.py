@@ -31,6 +31,7 @@ LAST = "last"
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 CHECKPOINT_FILE = "checkpoint.json"
+LANGUAGE_MODEL_KEY = "language_model_weights"  # of the request: what the frozen model's are
 ENVIRONMENT_FILE = "environment.json"  # beside last/: versions, device and commit
 MADE_BY = "hoc train"
 

@@ -84,12 +84,13 @@ class DescribeConfig(Settings):
         skeletons: `.skeleton` files (NTU) or `.json` files (NW-UCLA) to describe.
         every: describe the whole split.
         dataset: another data set with the same classes and skeleton; None: the one trained on.
-        split: the split of `every`.
+        split: the split of `every`, and of nothing else.
         max_new_tokens: longest text.
         num_beams: 1 is greedy.
         synonyms: tables of synonyms of the classes (training/text_quality.py); none: a class is
             named by its name alone.
-        sentences: tables of class sentences; of `every`, texts are also judged by the closest.
+        sentences: tables of class sentences; of `every`, texts are also judged by the closest, and
+            nothing else is.
         batch_size: samples described at once.
         device: "auto", "cpu", "cuda" or "mps".
     """
@@ -113,6 +114,12 @@ class DescribeConfig(Settings):
             raise ValueError("nothing to describe: give sample ids, skeleton files or every = true")
         if self.every and (self.sample_ids or self.skeletons):
             raise ValueError("give sample ids and files, or every = true, not both")
+        if not self.every and (self.split != "test" or self.sentences):
+            name = "sentences" if self.sentences else "split"
+            raise ValueError(
+                f"{name}: samples and files are described wherever they are from and not measured, "
+                f"so that it would do nothing; give it with every = true (--all), or leave it out"
+            )
         return self
 
 

@@ -119,6 +119,11 @@ class MethodConfig(Settings):
     init_from: Path | None = None
     freeze: tuple[Part, ...] = ()
 
+    @property
+    def reads_captions(self) -> bool:
+        """Whether training reads captions, and so needs the language model."""
+        return self.name == "hocslm" and self.lambda_gen > 0
+
     @model_validator(mode="after")
     def _fits(self) -> MethodConfig:
         if self.name == "hocslm":
@@ -242,6 +247,10 @@ _NOT_IN_REQUESTS = (
     ("data", "protocol"),  # a name or a path; its rule is compared instead
     ("data", "resident_gib"),
     ("method", "init_from"),  # the hash of its weights is compared instead
+    ("method", "language_model"),  # what its weights are is compared instead
+    ("method", "language_model_revision"),
+    ("method", "language_model_device_map"),
+    ("method", "gradient_checkpointing"),
     ("loop", "checkpoint_every_epochs"),
     ("loop", "checkpoint_every_minutes"),
     ("loop", "evaluate_every_epochs"),
@@ -278,9 +287,9 @@ class TrainConfig(Settings):
 
 
 def with_later_keys(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The stored request of a run with the keys that it does not know, since they came later.
+    """The stored request of a run as one of today: keys that came later, without those that went.
 
-    They stand at their defaults, which mean what was done before there was such a key.
+    New keys stand at their defaults, which mean what was done before there was such a key.
     """
     filled = dict(request)
     for section, field in TrainConfig.model_fields.items():
@@ -291,5 +300,10 @@ def with_later_keys(request: Mapping[str, Any]) -> dict[str, Any]:
                 for name, own in model.model_fields.items()
                 if name not in request[section] and (section, name) not in _NOT_IN_REQUESTS
             }
-            filled[section] = {**request[section], **later}
+            known = {
+                name: value
+                for name, value in request[section].items()
+                if (section, name) not in _NOT_IN_REQUESTS
+            }
+            filled[section] = {**known, **later}
     return filled

@@ -20,11 +20,13 @@ import torch
 from datasets_build import schema
 from datasets_build.manifest import sha256_file, write_bytes_atomic, write_json
 from datasets_build.progress import Progress
+from training.checkpoint import LANGUAGE_MODEL_KEY, read_request
 from training.class_sentences import read_class_sentences
 from training.command_config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
 from training.loading import AnySplit, load_split
 from training.methods.hocslm import HocSLMMethod
+from training.models.language_model_files import model_identity
 from training.references import read_references
 from training.scores import file_stem
 from training.seeding import cpu_threads, deterministic_kernels
@@ -86,7 +88,7 @@ class DescribeSummary:
         naming: how well the texts name the classes; of whole splits only.
         closest: the same, a text taken for the class whose sentence it is closest to; None without
             sentences.
-        scores: how close they are to the captions; None where there are none, or no library.
+        scores: how close they are to the captions; None where there are none.
         files: the Parquet file and the JSON file of a whole split.
     """
 
@@ -124,10 +126,25 @@ def load_text_run(
         FileNotFoundError, ValueError: see load_run; or the run learned no text.
     """
     loaded = load_run(folder, dataset=dataset, protocol=None, device=device)
+    settings = loaded.record.config.method
     if not isinstance(loaded.method, HocSLMMethod):
         raise ValueError(
-            f"{folder} was trained with method {loaded.record.config.method.name}, which learns no "
-            'text; train with method.name = "hocslm" to have text from skeletons'
+            f"{folder} was trained with method {settings.name}, which learns no text; train with "
+            'method.name = "hocslm" to have text from skeletons'
+        )
+    if not settings.reads_captions:
+        raise ValueError(
+            f"{folder} was trained with method.lambda_gen = 0, so that it learned no text; take "
+            "the run of the phase before, or train with lambda_gen > 0"
+        )
+    trained_with = read_request(folder)[1].get(LANGUAGE_MODEL_KEY)
+    assert settings.language_model is not None, "the recipe was checked"
+    now = model_identity(settings.language_model, revision=settings.language_model_revision)
+    if trained_with not in (None, now):  # None: a run of an earlier version
+        raise ValueError(
+            f"{folder} was trained with other weights of language model "
+            f"{settings.language_model!r} ({trained_with}) than are there now ({now}); bring those "
+            "back, or train again"
         )
     return loaded, loaded.method
 
@@ -280,9 +297,8 @@ def _measured(
     ]
     scores = None
     if any(references):
-        if has_library():
-            scores = text_scores(texts, references)
-        else:
+        scores = text_scores(texts, references)
+        if not has_library():
             progress.message(NEEDS_LIBRARY)
     stem = f"describe-{file_stem(config.split, elsewhere=loaded.elsewhere)}"
     summary = DescribeSummary(

@@ -142,7 +142,11 @@ def load_run(
     where = pick_device(device)
     with seeded(0, "replaced weights"):
         method = build_method(
-            record.config, num_classes=len(record.classes), skeleton=record.skeleton, device=where
+            record.config,
+            num_classes=len(record.classes),
+            skeleton=record.skeleton,
+            device=where,
+            language_width=tensors["ssf.prompt"].shape[1] if "ssf.prompt" in tensors else None,
         )
     method.load_saved_state(tensors)
     method.eval()

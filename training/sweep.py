@@ -24,14 +24,13 @@ from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.manifest import read_json, sha256_file
 from datasets_build.progress import Progress, SilentProgress
 from training import ensemble, evaluate, train
-from training.build import build_model, pick_device
 from training.checkpoint import ENVIRONMENT_FILE, LAST, MADE_BY, MODEL_FILE, read_request
 from training.command_config import EnsembleConfig, EvaluateConfig, SweepConfig
 from training.loop import NonFiniteLossError
 from training.scores import SCORES_SHA256, metrics_file, scores_file
-from training.seeding import seeded
 from training.side_by_side import Turn, side_by_side
 from training.streams import is_motion
+from training.sweep_check import check_sweep
 from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
 from training.sweep_results import EnsembleResult, MadeBy, Reached, RunResult, SweepSummary
 
@@ -47,8 +46,9 @@ def run(config: SweepConfig, progress: Progress) -> SweepSummary:
         progress: told of every run.
 
     Raises:
-        ValueError: a recipe, a switch or the protocol is wrong; before anything is trained.
-        FileNotFoundError: the data set or a recipe is not there.
+        ValueError: a recipe, a switch, the protocol or a start is wrong, or captions are missing;
+            before anything is trained.
+        FileNotFoundError: the data set, a recipe or a language model is not there; as early.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -56,7 +56,7 @@ def run(config: SweepConfig, progress: Progress) -> SweepSummary:
         )
     plan = plan_sweep(config)
     dataset = open_dataset(config.dataset)
-    protocols = _checked(plan, dataset)
+    protocols = check_sweep(plan, dataset)
     sweep = _Sweep(config, plan, dataset, ", ".join(protocols))
     sweep.run(progress)
     return sweep.summary()
@@ -254,29 +254,3 @@ def _scored_before(folder: Path) -> Reached | None:
     if found.get(SCORES_SHA256) not in (None, sha256_file(scores)):
         return None
     return Reached(found["top1"], found["top5"], found["mean_class"])
-
-
-def _checked(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
-    """Names of the protocols; every row's model can be built and every device is there.
-
-    Raises:
-        ValueError: a protocol, model, switch or device is not known or not there, or a row starts
-            from weights that its network cannot take.
-    """
-    names = []
-    shapes: dict[str, dict[str, torch.Size]] = {}
-    for row in plan.rows:
-        config = next(planned.config for planned in plan.runs if planned.row == row.name)
-        pick_device(config.loop.device)
-        names.append(dataset.protocol(config.data.protocol).name)
-        with seeded(0, "not trained"):
-            model = build_model(
-                config.model, num_classes=dataset.num_classes, skeleton=dataset.skeleton
-            )
-        shapes[row.name] = {name: value.shape for name, value in model.state_dict().items()}
-        if row.init_from is not None and shapes[row.name] != shapes[row.init_from]:
-            raise ValueError(
-                f"row {row.name!r} starts from row {row.init_from!r}, whose network is another "
-                "one; give both the same [model] settings (--set model.KEY=VALUE is for all rows)"
-            )
-    return list(dict.fromkeys(names))

@@ -24,7 +24,7 @@ _SIGMA = 6.0  # of the penalty for another length, in words: as the paper
 Ngram = tuple[str, ...]
 
 NEEDS_LIBRARY = (
-    "BLEU, ROUGE-L, chrF and CIDEr-D are not measured: sacrebleu is not installed; "
+    "BLEU and chrF are not measured: sacrebleu is not installed; "
     "`pip install 'hocslm[text]'` brings it"
 )
 
@@ -36,16 +36,16 @@ class TextScores:
     Attributes:
         samples: texts that have references.
         references: references in all.
-        bleu: BLEU-4 in [0, 1].
-        chrf: chrF in [0, 1].
+        bleu: BLEU-4 in [0, 1]; None where sacrebleu is not installed.
+        chrf: chrF in [0, 1]; None as well.
         rouge_l: ROUGE-L F1 in [0, 1].
         cider_d: CIDEr-D in [0, 10]; 0 by definition for a single sample.
     """
 
     samples: int
     references: int
-    bleu: float
-    chrf: float
+    bleu: float | None
+    chrf: float | None
     rouge_l: float
     cider_d: float
 
@@ -74,27 +74,31 @@ def text_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Te
     Args:
         texts: generated, one a sample.
         references: of each sample.
-
-    Raises:
-        ImportError: sacrebleu is not installed.
     """
-    from sacrebleu import BLEU, CHRF
-
     pairs = [(text, list(own)) for text, own in zip(texts, references, strict=True) if own]
     if not pairs:
         return None
     given, wanted = [text for text, _ in pairs], [own for _, own in pairs]
-    most = max(map(len, wanted))
-    # The k-th references of all samples; None is sacreBLEU's word for "no such one".
-    streams: Any = [[own[k] if k < len(own) else None for own in wanted] for k in range(most)]
+    bleu, chrf = _of_sacrebleu(given, wanted) if has_library() else (None, None)
     return TextScores(
         samples=len(given),
         references=sum(map(len, wanted)),
-        bleu=BLEU(lowercase=True).corpus_score(given, streams).score / 100,
-        chrf=CHRF(lowercase=True).corpus_score(given, streams).score / 100,
+        bleu=bleu,
+        chrf=chrf,
         rouge_l=rouge_l(given, wanted),
         cider_d=cider_d(given, wanted),
     )
+
+
+def _of_sacrebleu(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """BLEU and chrF of texts with at least one reference each."""
+    from sacrebleu import BLEU, CHRF
+
+    most = max(map(len, wanted))
+    # The k-th references of all samples; None is sacreBLEU's word for "no such one".
+    streams: Any = [[own[k] if k < len(own) else None for own in wanted] for k in range(most)]
+    bleu = BLEU(lowercase=True).corpus_score(given, streams).score / 100
+    return bleu, CHRF(lowercase=True).corpus_score(given, streams).score / 100
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:

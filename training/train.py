@@ -20,7 +20,6 @@ from datasets_build.protocols import Protocol
 from training.best_epoch import forget_best, save_best
 from training.build import (
     CONFIG_FILE,
-    METHODS,
     RunRecord,
     build_method,
     class_entries,
@@ -29,6 +28,7 @@ from training.build import (
 )
 from training.caption_controls import shown_captions
 from training.checkpoint import (
+    LANGUAGE_MODEL_KEY,
     MADE_BY,
     has_checkpoint,
     load_weights,
@@ -45,6 +45,7 @@ from training.loop import fit
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method, copy_state
 from training.metrics import accuracy
+from training.models.language_model_files import model_identity
 from training.models.shared_norm import share_statistics
 from training.replay import NONFINITE_FILE, NONFINITE_TENSORS
 from training.run_folder import note_start, sole_trainer
@@ -164,6 +165,11 @@ def open_asked(config: TrainConfig) -> Asked:
         "protocol": protocol.name,
         "protocol_fingerprint": protocol.fingerprint,
     }
+    if config.method.reads_captions:
+        assert config.method.language_model is not None, "the recipe was checked"
+        request[LANGUAGE_MODEL_KEY] = model_identity(
+            config.method.language_model, revision=config.method.language_model_revision
+        )
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
     return Asked(dataset, protocol, request)
@@ -178,6 +184,8 @@ def find_finished(folder: Path, request: dict[str, Any]) -> TrainSummary | None:
     if not has_checkpoint(folder):
         return None
     _, saved = read_request(folder)
+    if LANGUAGE_MODEL_KEY in request:  # runs of earlier versions do not tell
+        saved = {LANGUAGE_MODEL_KEY: request[LANGUAGE_MODEL_KEY], **saved}
     refuse_other_request(folder, with_later_keys(saved), request)
     return _finished(folder)
 
@@ -191,13 +199,19 @@ def prepare(config: TrainConfig, asked: Asked) -> Prepared:
     dataset, protocol = asked.dataset, asked.protocol
     accelerator = make_accelerator(config.loop, pick_device(config.loop.device))
     device = accelerator.device
+    if accelerator.num_processes > 1 and config.method.language_model_device_map is not None:
+        raise ValueError(
+            "method.language_model_device_map spreads the language model over all devices, which "
+            f"{accelerator.num_processes} processes cannot share; start one process, or leave it "
+            "out so that each has a copy on its own device"
+        )
     store = load_split(
         dataset,
         protocol,
         "train",
         config.data,
         device=device,
-        with_captions="captions" in METHODS[config.method.name].batch_needs,
+        with_captions=config.method.reads_captions,
         prompt_ids=config.method.prompt_ids,
     )
     _refuse_unfit(config, dataset, store)
@@ -220,7 +234,7 @@ def prepare(config: TrainConfig, asked: Asked) -> Prepared:
         share_statistics(method)
     if config.method.init_from is not None:
         start_from(method, config.method.init_from, record)
-    if isinstance(method, HocSLMMethod):
+    if isinstance(method, HocSLMMethod) and config.method.reads_captions:
         store.texts = shown_captions(
             config.method.captions, store, class_names=dataset.class_names, seed=config.loop.seed
         )
@@ -289,6 +303,7 @@ def start_from(method: Method, run_folder: Path, ours: RunRecord) -> None:
             f"{ours.dataset_name} ({ours.skeleton.name}, {len(ours.classes)} classes); both need "
             "the same skeleton and the same classes in the same order"
         )
+    _refuse_other_samples(theirs, ours)
     if shown := sorted(ours.unseen - theirs.unseen):
         raise ValueError(
             f"method.init_from {run_folder} was trained on {ours.class_names[shown[0]]!r}, which "
@@ -300,6 +315,33 @@ def start_from(method: Method, run_folder: Path, ours: RunRecord) -> None:
     has_ssf = all(any(name.startswith("ssf.") for name in side) for side in (own, weights))
     parts = ("encoder.", "ssf.") if has_ssf else ("encoder.",)
     copy_state(own, weights, what=f"method.init_from {run_folder}", only=parts)
+
+
+def _refuse_other_samples(theirs: RunRecord, ours: RunRecord) -> None:
+    """Refuse to start from a run that saw other inputs, or samples that are held out here.
+
+    Raises:
+        ValueError: it is such a run.
+    """
+    there, here = theirs.config.data, ours.config.data
+    known = {theirs.protocol_fingerprint, ours.protocol_fingerprint}
+    if None not in known and len(known) > 1:
+        raise ValueError(
+            f"method.init_from {theirs.folder} was trained under protocol {there.protocol}, this "
+            f"run is under {here.protocol}: it may have seen test samples; start from a run under "
+            "the same protocol"
+        )
+    if shown := sorted(set(here.validation_subjects) - set(there.validation_subjects)):
+        raise ValueError(
+            f"method.init_from {theirs.folder} was trained on subjects {shown}, whom "
+            "data.validation_subjects holds out here; start from a run that holds them out, too"
+        )
+    for key in ("stream", "orphan", "view"):
+        if getattr(there, key) != getattr(here, key):
+            raise ValueError(
+                f"method.init_from {theirs.folder} was trained with data.{key} = "
+                f"{getattr(there, key)!r}, this run has {getattr(here, key)!r}; both need the same"
+            )
 
 
 def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: SkeletonStore) -> None:
@@ -353,7 +395,7 @@ def _environment(ready: Prepared) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "num_processes": ready.accelerator.num_processes,
     }
-    if isinstance(method, HocSLMMethod):
+    if isinstance(method, HocSLMMethod) and ready.record.config.method.reads_captions:
         values["language_model"] = method.language_model.identity
     return values
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from datasets_build.dataset import SkeletonDataset
+from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.manifest import read_json, sha256_file, write_json
 from datasets_build.progress import Progress
 from training.build import RunRecord
@@ -134,7 +134,8 @@ def run(config: ZeroShotConfig, progress: Progress) -> ZeroShotResult:
         progress: told of every batch.
 
     Raises:
-        FileNotFoundError: the run, its data set or a table of texts is not there.
+        FileNotFoundError: the run, a data set (its own too: the prior is of its training samples)
+            or a table of texts is not there.
         ValueError: the run learned no text or left no class out, a class has no text, or the test
             split lacks an unseen class.
     """
@@ -225,10 +226,18 @@ class _Scorer:
 
 
 def _mean_prefix(loaded: LoadedRun, method: HocSLMMethod, progress: Progress) -> Tensor:
-    """The mean prefix (1, P, D) of the samples that the run was trained on."""
-    train = load_split(
-        loaded.dataset, loaded.protocol, "train", loaded.record.config.data, device=loaded.device
-    )
+    """The mean prefix (1, P, D) of the samples that the run was trained on, whatever is scored.
+
+    Raises:
+        FileNotFoundError: the run's own data set is not there.
+        ValueError: its protocol's rule has changed.
+    """
+    record, source = loaded.record, loaded.dataset
+    if source.fingerprint != record.dataset_fingerprint:
+        source = open_dataset(record.config.data.dataset)
+    protocol = source.protocol(record.config.data.protocol)
+    record.check_protocol(protocol)
+    train = load_split(source, protocol, "train", record.config.data, device=loaded.device)
     progress.start("mean of the training samples", len(train))
     total: Tensor | float = 0.0
     for prefix in prefixes(method, train, batch_size=_BATCH_SAMPLES):

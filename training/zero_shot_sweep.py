@@ -11,11 +11,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+import torch
+
 from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.progress import Progress, SilentProgress
 from training import train, zero_shot
 from training.class_sentences import ClassSentences, read_class_sentences
 from training.command_config import ZeroShotSweepConfig
+from training.config import TrainConfig
 from training.loop import NonFiniteLossError
 from training.side_by_side import side_by_side
 from training.zero_shot_plan import PlannedSplit, plan_splits
@@ -113,12 +116,31 @@ def _check(plan: PlannedSplit) -> None:
     """Do all that comes before the first step of both stages, so that no stage zero is in vain.
 
     Raises:
-        ValueError, FileNotFoundError: see training.train.run.
+        ValueError, FileNotFoundError: see training.train.run; or stage one cannot start from stage
+            zero.
     """
-    for stage in plan.stages:
-        alone = stage.method.model_copy(update={"init_from": None, "freeze": ()})
-        config = stage.model_copy(update={"method": alone})
-        train.prepare(config, train.open_asked(config))
+    zero, one = plan.stages
+    for key in ("stream", "protocol"):
+        ours, theirs = getattr(one.data, key), getattr(zero.data, key)
+        if ours != theirs:
+            raise ValueError(
+                f"stage-one has data.{key} {ours!r} and stage-zero, which it starts from, "
+                f"{theirs!r}; give both the same (--set data.{key}=VALUE is for both)"
+            )
+    shapes = [_encoder_shapes(stage) for stage in plan.stages]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "stage-one starts from stage-zero, whose network is another one; give both the same "
+            "[model] settings (--set model.KEY=VALUE is for both)"
+        )
+
+
+def _encoder_shapes(stage: TrainConfig) -> dict[str, torch.Size]:
+    """Shapes of the encoder of a stage that was prepared as if it started from nothing."""
+    alone = stage.method.model_copy(update={"init_from": None, "freeze": ()})
+    config = stage.model_copy(update={"method": alone})
+    state = train.prepare(config, train.open_asked(config)).method.saved_state()
+    return {name: value.shape for name, value in state.items() if name.startswith("encoder.")}
 
 
 def _summary(

@@ -154,6 +154,14 @@ def test_starting_weights_of_another_run_that_do_not_fit_are_refused(
         run(recipe("second", data={"dataset": other}, method=begin), SilentProgress())
     with pytest.raises(ValueError, match="belongs to another model"):
         run(recipe("third", model={"base_channels": 12}, method=begin), SilentProgress())
+    with pytest.raises(ValueError, match=r"with data.stream = 'joint', this run has 'bone'"):
+        run(recipe("bone", data={"stream": "bone"}, method=begin), SilentProgress())
+    held_out = {"validation_subjects": [1]}
+    with pytest.raises(ValueError, match=r"was trained on subjects \[1\], whom"):
+        run(recipe("held-out", data=held_out, method=begin), SilentProgress())
+    more = {"protocol": "ntu120-xsub"}
+    with pytest.raises(ValueError, match="it may have seen test samples"):
+        run(recipe("more", data=more, method=begin), SilentProgress())
     (first.out / "train.json").unlink()
     with pytest.raises(ValueError, match="is not trained to its end"):
         run(recipe("fourth", method=begin), SilentProgress())

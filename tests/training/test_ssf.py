@@ -46,10 +46,16 @@ def test_the_state_dict_goes_round():
     assert torch.equal(ssf(features()), other(features()))
 
 
-def test_bf16_autocast_gives_one_dtype():
+def test_under_autocast_the_prompt_has_the_dtype_of_the_token():
     with torch.autocast("cpu", torch.bfloat16):
-        prefix = SSF(16, 24)(features())
-    assert torch.isfinite(prefix).all()
+        ssf = SSF(16, 24)
+        assert ssf(features()).dtype == ssf.project(features()).dtype
+
+
+def test_the_prefix_starts_as_large_as_it_was_told():
+    prefix = SSF(16, 2400, prompt_length=4, scale=0.1)(features())
+    sizes = prefix.square().mean(dim=-1).sqrt()  # (N, 5)
+    assert torch.allclose(sizes, torch.full_like(sizes, 0.1), rtol=0.1)
 
 
 def test_impossible_sizes_are_refused():

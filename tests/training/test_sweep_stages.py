@@ -13,12 +13,15 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
+from datasets_build.dataset import open_dataset
 from datasets_build.progress import SilentProgress
 from training import evaluate, sweep, train
 from training.build import read_run
 from training.checkpoint import load_weights
 from training.command_config import SweepConfig
 from training.config import TrainConfig
+from training.models.language_model import FrozenLanguageModel
+from training.sweep_check import check_sweep
 from training.sweep_plan import SweepPlan, plan_sweep
 from training.sweep_results import Reached, RunResult, SweepSummary
 
@@ -239,6 +242,87 @@ def test_a_chain_that_cannot_be_is_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match=said):
         sweep.run(config(**changes), SilentProgress())
     assert not config().out.exists()
+
+
+TEXT_RECIPE = (
+    RECIPE
+    + """[method]
+name = "hocslm"
+language_model = "tiny"
+hidden = 16
+prompt_length = 2
+max_caption_tokens = 12
+"""
+)
+TEXT_CHAIN = CHAIN.replace('name = "half"', 'name = "half"\nrecipe = "text.toml"').replace(
+    'name = "whole"', 'name = "whole"\nrecipe = "text.toml"'
+)
+
+
+@pytest.fixture
+def text_config(config: Config, tmp_path: Path) -> Config:
+    """Makes a sweep in which rows "half" and "whole" learn text."""
+
+    def make(**changes: Any) -> SweepConfig:
+        (tmp_path / "text.toml").write_text(TEXT_RECIPE)
+        return config(TEXT_CHAIN, **changes)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("half,whole:method.language_model=no-such-model", "no-such-model"),
+        ("whole:method.language_model=no-such-model", "no-such-model"),
+        ('whole:method.prompt_ids=["p7"]', r"row 'whole' (.|\n)*24 of 24 .* have no caption"),
+        ("whole:method.hidden=32", r"row 'half', .* by method\.hidden 32 here and 16 there"),
+        ("half:method.prompt_length=0", r"by method\.prompt_length 2 here and 0 there"),
+        ("half:method.language_model={two_layers}", r"by method\.language_model \d+ here and 32"),
+    ],
+)
+def test_a_language_model_captions_or_sizes_that_do_not_fit_are_found_before_any_training(
+    text_config: Config, language_model_folder: Path, given: str, said: str
+) -> None:
+    text = given.replace("{two_layers}", str(language_model_folder))
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        sweep.run(text_config(assignments=(text,)), SilentProgress())
+    assert not text_config().out.exists()
+
+
+def test_samples_without_captions_are_found_before_any_training(
+    text_config: Config, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    bare = make_dataset(tmp_path / "bare", captions="none")
+    with pytest.raises(ValueError, match="24 of 24 training samples have no caption"):
+        sweep.run(text_config(dataset=bare), SilentProgress())
+    assert not text_config().out.exists()
+    # a row without the caption loss reads none
+    silent = text_config(dataset=bare, assignments=("half,whole:method.lambda_gen=0",))
+    assert check_sweep(plan_sweep(silent), open_dataset(bare)) == ["ntu60-xsub"]
+
+
+def test_a_language_model_is_loaded_once_for_all_rows_and_never_for_trained_ones(
+    text_config: Config, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    plain = FrozenLanguageModel.load
+
+    def spied(name: str, **options: Any) -> FrozenLanguageModel:
+        loaded.append(name)
+        return plain(name, **options)
+
+    monkeypatch.setattr(FrozenLanguageModel, "load", spied)
+    given = 'whole:method.prompt_ids=["p1"]', "whole:method.captions=shuffled"
+    plan = plan_sweep(text_config(seeds=(0, 1), assignments=given))
+    dataset = open_dataset(dataset_folder)
+    check_sweep(plan, dataset)
+    assert loaded == ["tiny"]
+    for run in plan.runs:
+        run.config.out.mkdir(parents=True)
+        (run.config.out / "train.json").touch()
+    check_sweep(plan, dataset)
+    assert loaded == ["tiny"]
 
 
 def test_a_set_with_names_of_rows_is_for_those_rows_and_over_that_for_all(config: Config) -> None:

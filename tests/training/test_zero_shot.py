@@ -274,6 +274,18 @@ def test_scores_are_of_the_sentences_of_each_class(trained: Path, texts: Path) -
     assert by_hand["plain"].argmax(axis=1).tolist() != by_hand["calibrated"].argmax(axis=1).tolist()
 
 
+def test_the_prior_is_of_the_samples_trained_on_whatever_data_set_is_scored(
+    trained: Path, texts: Path, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    ask(trained, texts)
+    own = json.loads((trained / "zero-shot.json").read_text())
+    other = make_dataset(tmp_path / "other", num_classes=4, seed=5)
+    (file,) = (path for path in ask(trained, texts, dataset=other).files if path.suffix == ".json")
+    elsewhere = json.loads(file.read_text())
+    assert elsewhere["dataset_fingerprint"] != own["dataset_fingerprint"]
+    assert elsewhere["prior"] == own["prior"]
+
+
 def test_what_was_scored_before_counts_while_run_texts_and_files_are_the_same(
     trained: Path, texts: Path, tmp_path: Path
 ) -> None:
@@ -507,6 +519,15 @@ def test_assignments_reach_both_stages_or_the_one_they_name(sweep: Sweep, four: 
         ({"assignments": ("method.init_from=a",)}, "told that by stage zero of each split"),
         ({"assignments": ("stage-zero:loop.batch_size=1000",)}, "lower it"),
         ({"assignments": ("stage-one:method.language_model=no-such",)}, "no-such"),
+        ({"assignments": ("stage-zero:model.base_channels=8",)}, "whose network is another one"),
+        (
+            {"assignments": ("stage-zero:data.stream=bone",)},
+            "stage-one has data.stream 'joint' and stage-zero, which it starts from, 'bone'",
+        ),
+        (
+            {"assignments": ("stage-one:data.protocol=ntu60-xview",)},
+            "stage-one has data.protocol 'ntu60-xview' and stage-zero",
+        ),
         ({"texts": (Path("none.csv"),)}, r"none\.csv does not exist"),
     ],
 )

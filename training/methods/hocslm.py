@@ -12,8 +12,8 @@ the head is not, so that the phases of strategies T1 and T2 are plain settings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +34,19 @@ class HocSLMMethod(Method):
         encoder: a model of training/models with forward_features and forward_head.
         ssf: features -> the prefix that the language model reads.
         language_model: frozen, and no module: it is neither moved, trained nor saved; its tokens
-            are those of the batches.
+            are those of the batches. Or what loads it, called when it is first asked for.
         lambda_gen: weight of the caption loss.
         lambda_cls: weight of the cross-entropy.
         freeze: parts that keep their weights.
     """
 
-    batch_needs: ClassVar[frozenset[str]] = frozenset({"captions"})
     encoder: Any  # torch's types know no forward_features on an nn.Module
 
     def __init__(
         self,
         encoder: nn.Module,
         ssf: SSF,
-        language_model: FrozenLanguageModel,
+        language_model: FrozenLanguageModel | Callable[[], FrozenLanguageModel],
         *,
         lambda_gen: float,
         lambda_cls: float,
@@ -56,7 +55,7 @@ class HocSLMMethod(Method):
         super().__init__()
         self.encoder = encoder
         self.ssf = ssf
-        self.language_model = language_model
+        self._language_model = language_model
         self.lambda_gen = lambda_gen
         self.lambda_cls = lambda_cls
         self.freeze = set(freeze)
@@ -68,6 +67,13 @@ class HocSLMMethod(Method):
         freeze_parameters(body if "encoder" in self.freeze else ())
         freeze_parameters(head if "head" in self.freeze else ())
         freeze_parameters(list(ssf.parameters()) if "ssf" in self.freeze else ())
+
+    @property
+    def language_model(self) -> FrozenLanguageModel:
+        """The frozen partner; class scores never ask for it."""
+        if not isinstance(self._language_model, FrozenLanguageModel):
+            self._language_model = self._language_model()
+        return self._language_model
 
     def train(self, mode: bool = True) -> HocSLMMethod:
         """Training mode; frozen parts stay as in evaluation."""
@@ -86,7 +92,7 @@ class HocSLMMethod(Method):
         metrics = {"loss_cls": loss_cls.detach(), "accuracy": hit_rate(logits, batch.label)}
         if self.lambda_gen == 0:
             return StepOutput(self.lambda_cls * loss_cls, metrics)
-        assert batch.tokens is not None, "batch_needs asks for captions"
+        assert batch.tokens is not None, "lambda_gen > 0 reads captions"
         assert batch.token_mask is not None, "tokens come with their mask"
         prefix = self.ssf(features)  # (N, 1 + Lp, D)
         loss_gen = self.language_model.caption_loss(prefix, batch.tokens, batch.token_mask)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +32,6 @@ class Method(nn.Module, ABC):
 
     A call is a training step, so that wrappers which synchronise gradients at a module's call work.
     """
-
-    batch_needs: ClassVar[frozenset[str]] = frozenset()  # "captions": batches carry tokens
 
     @abstractmethod
     def training_step(self, batch: SkeletonBatch, generator: torch.Generator) -> StepOutput:

@@ -190,11 +190,12 @@ class FrozenLanguageModel:
             A scalar of at least float32; 0 where no token is real.
         """
         num_tokens = _counts(mask)
+        share = 1.0 / (len(num_tokens) * np.maximum(num_tokens, 1))  # of each token of a caption
+        weight = self._moved(np.repeat(share, num_tokens).astype(np.float32))  # (S,)
         with _own_precision(prefix):
-            hidden, target, sequence = self._predictions(prefix, tokens, num_tokens)
-            share = 1.0 / (len(num_tokens) * num_tokens[sequence])  # (S,)
-            weight = torch.from_numpy(share).to(hidden.device, loss_dtype(hidden))
-            return caption_loss(hidden, self._head, target, weight)
+            hidden, target, _ = self._predictions(prefix, tokens, num_tokens)
+            loss = caption_loss(hidden, self._head, target, weight.to(hidden.device))
+        return loss.to(prefix.device)
 
     @torch.no_grad()
     def score(self, prefix: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -240,18 +241,22 @@ class FrozenLanguageModel:
         """Hidden states (S, D) before the real tokens, these tokens (S,), their samples (S,)."""
         plan = pack(num_tokens, prefix.shape[1], shares_rows=self.shares_rows)
         step = np.arange(len(plan.sequence)) - (np.cumsum(num_tokens) - num_tokens)[plan.sequence]
-        place = self._on_device(plan.sequence * tokens.shape[1] + step)
+        # All that goes to the device goes before its work is queued: nothing waits for it then.
+        place = self._moved(plan.sequence * tokens.shape[1] + step)
+        source, predicting = self._moved(plan.source), self._moved(plan.predicting)
+        position = self._moved(plan.position) if self.shares_rows else None
         words = tokens.to(self.device, non_blocking=True).flatten()[place]  # (S,)
         spoken = self._embedding(words)  # (S, D)
         parts = torch.cat((prefix.to(spoken).flatten(0, 1), spoken))  # (N*P + S, D)
-        embedded = parts[self._on_device(plan.source)]  # (A, B, D)
-        position = self._on_device(plan.position) if self.shares_rows else None
-        hidden = self._read(embedded, position).flatten(0, 1)
-        predicting = self._on_device(plan.predicting).to(hidden.device)
-        return hidden[predicting], words.to(hidden.device), plan.sequence
+        hidden = self._read(parts[source], position).flatten(0, 1)  # (A*B, D)
+        return hidden[predicting.to(hidden.device)], words.to(hidden.device), plan.sequence
 
-    def _on_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+    def _moved(self, values: np.ndarray) -> Tensor:
+        """On the device, without waiting for it."""
+        host = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)
 
     # --- writing ---------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ class LoadedModel:
         name: what was asked for.
         revision: commit of a hub model.
         folder: where its files lie.
-        gguf: name of the weight file there, where it is a GGUF one.
+        gguf: name of the weight file there, where it is a GGUF one or was made from one.
     """
 
     model: Any
@@ -70,7 +70,6 @@ def load_model(
         AutoModelForImageTextToText,
         AutoTokenizer,
     )
-    from transformers.utils import cached_file
 
     source, gguf = _source_of(name)
     options: dict[str, Any] = {"revision": revision} | ({"gguf_file": gguf} if gguf else {})
@@ -88,13 +87,38 @@ def load_model(
         auto = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
         with without_bars():
             model = auto.from_pretrained(source, **weights)
-        file = gguf or "config.json"
-        folder = Path(str(cached_file(source, file, revision=revision))).parent
+    folder = _folder_of(name, source, gguf, revision=revision)
     _check_head(name, model)
     if "device_map" not in weights:
         model = model.to(torch.device(device))  # type: ignore[arg-type]
-    revision = revision or getattr(config, "_commit_hash", None)
-    return LoadedModel(model, tokenizer, name, revision, folder, gguf)
+    if folder.parent.name == "snapshots":
+        revision = folder.name
+    return LoadedModel(model, tokenizer, name, revision, folder, gguf or _made_from(name, folder))
+
+
+def model_width(name: str, *, revision: str | None = None) -> int:
+    """D, the width of a model's token embeddings, without its weights; errors as of load_model."""
+    from transformers import AutoConfig
+
+    source, gguf = _source_of(name)
+    options = {"gguf_file": gguf} if gguf else {}
+    with _explained(name):
+        config = AutoConfig.from_pretrained(source, revision=revision, **options)
+    width: int = config.get_text_config().hidden_size
+    return width
+
+
+def model_identity(name: str, *, revision: str | None = None) -> str:
+    """What the weights of a model are: a hub model's commit, else a sha256 over its weight files.
+
+    Raises:
+        FileNotFoundError: no such model, or it cannot be reached.
+    """
+    source, gguf = _source_of(name)
+    folder = _folder_of(name, source, gguf, revision=revision)
+    if folder.parent.name == "snapshots":
+        return f"{source}@{folder.name}"
+    return weights_sha256(folder, gguf or _made_from(name, folder))
 
 
 def models_folder() -> Path:
@@ -105,15 +129,13 @@ def models_folder() -> Path:
 
 
 def weights_sha256(folder: Path, gguf: str | None = None) -> str:
-    """One hash over the names and bytes of the weight files, in name order.
-
-    Where a GGUF file lies beside others they were made from it, and it alone is hashed.
+    """One hash over the names and bytes of the weight files, in name order, or of the GGUF file.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    files = [folder / gguf] if gguf else sorted(folder.glob("*.gguf"))
-    files = files or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors"))
+    files = files or sorted(folder.glob("*.bin"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no weight file (.safetensors, .gguf or .bin)")
     digest = hashlib.sha256()
@@ -164,6 +186,33 @@ def _check_head(name: str, model: Any) -> None:
             f"language model {name!r} ({type(model).__name__}) has no linear output head; choose a "
             "causal language model or a vision-language model with a text decoder"
         )
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.no_grad():
+        words = torch.arange(4, device=next(embedding.parameters()).device)
+        embedded = embedding(words % len(head.weight))[None]  # (1, 4, D)
+        logits = model(inputs_embeds=embedded, use_cache=False).logits
+        states = model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        ours = head(states.to(head.weight.device)).to(logits)
+    if not torch.allclose(ours, logits, rtol=0.05, atol=0.05 * float(logits.abs().max())):
+        raise ValueError(
+            f"language model {name!r} ({type(model).__name__}) makes more of its states than its "
+            "output head does, which the chunked caption loss does not; choose another model, for "
+            "example a Qwen3"
+        )
+
+
+def _made_from(name: str, folder: Path) -> str | None:
+    """The GGUF file that a model of `hoc fetch` was made from, and is known by."""
+    return next(folder.glob("*.gguf")).name if name == "smollm2" else None
+
+
+def _folder_of(name: str, source: str, gguf: str | None, *, revision: str | None) -> Path:
+    """Where transformers has the files of a model."""
+    from transformers.utils import cached_file
+
+    with _explained(name):
+        file = cached_file(source, gguf or "config.json", revision=revision)
+    return Path(str(file)).parent
 
 
 def _source_of(name: str) -> tuple[str, str | None]:

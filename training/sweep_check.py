@@ -1,0 +1,149 @@
+"""What a sweep is looked at for before its first run is trained, so that none is in vain."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from datasets_build.dataset import SkeletonDataset
+from training import train
+from training.build import build_method, build_model, pick_device
+from training.config import MethodConfig, TrainConfig
+from training.loading import load_split
+from training.models.language_model_files import model_width
+from training.seeding import seeded
+from training.skeleton_data import training_problems
+from training.sweep_plan import SweepPlan
+from training.unseen_classes import unseen_labels
+
+
+def check_sweep(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
+    """Names of the protocols; every row can be trained, as far as its recipe and the data tell.
+
+    Every row's network is built. Of rows that are not trained yet, language models are loaded and
+    training captions are looked for, each once.
+
+    Raises:
+        ValueError: a protocol, model, switch or device is not known or not there, a row starts
+            from weights that its network cannot take, or a training sample has no caption.
+        FileNotFoundError: a language model is not there.
+    """
+    names = []
+    shapes: dict[str, dict[str, torch.Size]] = {}
+    for row in plan.rows:
+        config = next(planned.config for planned in plan.runs if planned.row == row.name)
+        pick_device(config.loop.device)
+        names.append(dataset.protocol(config.data.protocol).name)
+        with seeded(0, "not trained"):
+            model = build_model(
+                config.model, num_classes=dataset.num_classes, skeleton=dataset.skeleton
+            )
+        shapes[row.name] = {name: value.shape for name, value in model.state_dict().items()}
+        if row.init_from is not None and shapes[row.name] != shapes[row.init_from]:
+            raise ValueError(
+                f"row {row.name!r} starts from row {row.init_from!r}, whose network is another "
+                "one; give both the same [model] settings (--set model.KEY=VALUE is for all rows)"
+            )
+    left = [
+        planned for planned in plan.runs if not (planned.config.out / train.SUMMARY_FILE).is_file()
+    ]
+    for planned in left:
+        if planned.start is not None:
+            _check_ssf(planned.row, planned.config, planned.start.row, planned.start.config)
+    readers = [planned.config for planned in left if planned.config.method.reads_captions]
+    _check_captions(readers, dataset)
+    pass
+    return list(dict.fromkeys(names))
+
+
+def _check_ssf(row: str, ours: TrainConfig, start_row: str, theirs: TrainConfig) -> None:
+    """Refuse a row whose projection and prompt cannot take those of the row it starts from.
+
+    Raises:
+        ValueError: they cannot.
+        FileNotFoundError: a language model is not there.
+    """
+    if {ours.method.name, theirs.method.name} != {"hocslm"}:
+        return
+    for key, own, given in zip(
+        ("hidden", "prompt_length", "language_model"),
+        _ssf_sizes(ours.method),
+        _ssf_sizes(theirs.method),
+        strict=True,
+    ):
+        if own != given:
+            raise ValueError(
+                f"row {row!r} starts from row {start_row!r}, whose projection and prompt have "
+                f"other sizes: by method.{key} {own} here and {given} there; give both rows the "
+                "same (--set '*hocslm*:method.KEY=VALUE' is for all rows named so)"
+            )
+
+
+def _ssf_sizes(method: MethodConfig) -> tuple[int, int, int]:
+    """Hidden width, prompt length and D of an SSF."""
+    assert method.language_model is not None, "the recipe was checked"
+    width = model_width(method.language_model, revision=method.language_model_revision)
+    return method.hidden, method.prompt_length, width
+
+
+def _check_captions(readers: list[TrainConfig], dataset: SkeletonDataset) -> None:
+    """Refuse a training split that a row cannot learn text from.
+
+    Raises:
+        ValueError: a sample has no caption, or a class no sample.
+    """
+    distinct = {
+        (config.data.model_dump_json(exclude={"stream"}), config.method.prompt_ids): config
+        for config in readers
+    }
+    for config in distinct.values():
+        store = load_split(
+            dataset,
+            dataset.protocol(config.data.protocol),
+            "train",
+            config.data,
+            device=torch.device("cpu"),
+            with_captions=True,
+            prompt_ids=config.method.prompt_ids,
+        )
+        problems = training_problems(
+            store,
+            dataset.class_names,
+            allow_empty_classes=config.data.allow_empty_classes,
+            unseen=unseen_labels(dataset.classes, config.data.unseen_classes),
+        )
+        if problems:
+            raise ValueError(
+                f"row {config.out.parent.name!r} cannot be trained on {dataset.folder} as it is:"
+                "\n  " + "\n  ".join(problems)
+            )
+
+
+def _load_language_models(readers: list[TrainConfig], dataset: SkeletonDataset) -> None:
+    """Load each distinct language model once, as training would, and let it go.
+
+    Raises:
+        ValueError, FileNotFoundError: it cannot be loaded.
+    """
+    distinct = {
+        (
+            config.loop.device,
+            config.method.language_model,
+            config.method.language_model_revision,
+            config.method.language_model_dtype,
+            config.method.language_model_device_map,
+        ): config
+        for config in readers
+    }
+    for config in distinct.values():
+        with seeded(0, "not trained"):
+            build_method(
+                config,
+                num_classes=dataset.num_classes,
+                skeleton=dataset.skeleton,
+                device=pick_device(config.loop.device),
+            )
+    if torch.cuda.is_initialized():  # its room is for the runs, which may be other processes
+        gc.collect()
+        torch.cuda.empty_cache()
