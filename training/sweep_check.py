@@ -53,7 +53,7 @@ def check_sweep(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
             _check_ssf(planned.row, planned.config, planned.start.row, planned.start.config)
     readers = [planned.config for planned in left if planned.config.method.reads_captions]
     _check_captions(readers, dataset)
-    pass
+    _load_language_models(readers, dataset)
     return list(dict.fromkeys(names))
 
 
