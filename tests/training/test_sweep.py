@@ -357,5 +357,5 @@ def test_rows_of_stage_one_differ_in_their_method_alone(name: str) -> None:
         free = {"init_from", "freeze", "lambda_gen", "lambda_cls", "captions"}
         settings = run.config.method.model_dump(exclude=free)
         assert settings == ones[0].config.method.model_dump(exclude=free)
-        assert {run.config.optim.lr, run.config.optim.ssf_lr} == {5e-5, 1e-4}
+        assert run.config.optim.lr == 5e-5
         assert run.config.optim.weight_decay == 0.01
