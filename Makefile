@@ -49,7 +49,7 @@ demo: $(INSTALLED)
 # A process a core, with one thread: the tests' tensors are small, and a second thread would only
 # wait for the first.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
