@@ -150,7 +150,7 @@ def replay(folder: Path, *, device: str = "auto") -> Replay:
 
     Raises:
         FileNotFoundError: it is no run, or no such step was saved.
-        ValueError: the files are not those of this run.
+        ValueError: the files are not those of this run, or its norms were shared by processes.
     """
     run, where = read_run(folder), pick_device(device)
     path = folder / NONFINITE_FILE
@@ -165,6 +165,12 @@ def replay(folder: Path, *, device: str = "auto") -> Replay:
             f"{folder} holds by now; remove it"
         )
     loop = run.config.loop
+    if loop.sync_batch_norm and record["num_processes"] > 1:
+        raise ValueError(
+            f"the step in {path} had batch norms over {record['num_processes']} processes "
+            "(loop.sync_batch_norm), which one process cannot make again; train with "
+            "loop.sync_batch_norm = false to replay a bad step"
+        )
     tensors = {k: v.to(where) for k, v in load_file(folder / NONFINITE_TENSORS).items()}
     with seeded(0, "replaced weights"):
         method = build_method(

@@ -101,6 +101,18 @@ def test_a_single_infinite_loss_stops_fp16_too_although_its_gradient_is_finite(
     assert all(torch.equal(tensors[f"weights/{name}"], value) for name, value in seen[0].items())
 
 
+def test_norms_over_several_processes_are_not_replayed(recipe: Recipe) -> None:
+    sgd = {"name": "sgd", "lr": 1e30, "momentum": 0.0, "nesterov": False}
+    config = recipe(optim=sgd, loop={"sync_batch_norm": True})
+    with pytest.raises(NonFiniteLossError):
+        run(config, SilentProgress())
+    assert replay(config.out, device="cpu").findings  # one process: as without
+    path = config.out / "nonfinite.json"
+    path.write_text(path.read_text().replace('"num_processes": 1', '"num_processes": 2'))
+    with pytest.raises(ValueError, match="batch norms over 2 processes"):
+        replay(config.out, device="cpu")
+
+
 def test_a_replay_names_the_module_where_numbers_overflow(recipe: Recipe) -> None:
     config = recipe(optim={"name": "sgd", "lr": 1e30, "momentum": 0.0, "nesterov": False})
     with pytest.raises(NonFiniteLossError):
