@@ -278,6 +278,13 @@ class TrainConfig(Settings):
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
 
+    def sharing_cores(self, jobs: int) -> TrainConfig:
+        """The same on one thread where several jobs run at a time and no number was asked for."""
+        if jobs == 1 or self.loop.num_threads is not None:
+            return self
+        loop = self.loop.model_copy(update={"num_threads": 1})
+        return self.model_copy(update={"loop": loop})
+
     def request(self) -> dict[str, Any]:
         """What decides the trained weights, and so what a resume must match; no path is in it."""
         parts = self.model_dump(mode="json", exclude={"out"})

@@ -245,10 +245,7 @@ def _row_config(
         if path is None:
             raise
         raise type(error)(f"{path.name}, row {row.name!r}: {error}") from None
-    if config.jobs > 1 and resolved.loop.num_threads is None:
-        loop = resolved.loop.model_copy(update={"num_threads": 1})  # the runs share the cores
-        resolved = resolved.model_copy(update={"loop": loop})
-    return resolved
+    return resolved.sharing_cores(config.jobs)
 
 
 def _assignments(given: Sequence[str], row: SweepRow) -> list[str]:

@@ -129,10 +129,7 @@ def _stage(
             "loop": {"device": config.device},
         },
     )
-    if config.jobs > 1 and resolved.loop.num_threads is None:
-        loop = resolved.loop.model_copy(update={"num_threads": 1})  # the splits share the cores
-        resolved = resolved.model_copy(update={"loop": loop})
-    return resolved
+    return resolved.sharing_cores(config.jobs)
 
 
 def _assignments_for(stage: str, assignments: Sequence[str]) -> list[str]:

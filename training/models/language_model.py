@@ -240,9 +240,8 @@ class FrozenLanguageModel:
     ) -> tuple[Tensor, Tensor, np.ndarray]:
         """Hidden states (S, D) before the real tokens, these tokens (S,), their samples (S,)."""
         plan = pack(num_tokens, prefix.shape[1], shares_rows=self.shares_rows)
-        step = np.arange(len(plan.sequence)) - (np.cumsum(num_tokens) - num_tokens)[plan.sequence]
         # All that goes to the device goes before its work is queued: nothing waits for it then.
-        place = self._moved(plan.sequence * tokens.shape[1] + step)
+        place = self._moved(plan.sequence * tokens.shape[1] + plan.token)
         source, predicting = self._moved(plan.source), self._moved(plan.predicting)
         position = self._moved(plan.position) if self.shares_rows else None
         words = tokens.to(self.device, non_blocking=True).flatten()[place]  # (S,)

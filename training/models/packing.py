@@ -27,12 +27,14 @@ class Packing:
         position: (A, B) place in its sequence; 0 in slots left over.
         predicting: (S,) the slot, counted through all rows, behind which caption token s comes.
         sequence: (S,) whose token it is.
+        token: (S,) its place in its caption.
     """
 
     source: np.ndarray
     position: np.ndarray
     predicting: np.ndarray
     sequence: np.ndarray
+    token: np.ndarray
 
 
 def pack(num_tokens: np.ndarray, num_prefix: int, *, shares_rows: bool = True) -> Packing:
@@ -63,7 +65,7 @@ def pack(num_tokens: np.ndarray, num_prefix: int, *, shares_rows: bool = True) -
     token = np.arange(len(sequence)) - first_token[sequence]
     predicting = start[sequence] + P - 1 + token
     shape = (num_rows, width)
-    return Packing(source.reshape(shape), position.reshape(shape), predicting, sequence)
+    return Packing(source.reshape(shape), position.reshape(shape), predicting, sequence, token)
 
 
 def _first_fit(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
