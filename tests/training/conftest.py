@@ -15,12 +15,31 @@ from datasets_build import schema
 from datasets_build.joints import NTU_25, Skeleton, skeleton_named
 from datasets_build.manifest import fingerprint, write_json
 from datasets_build.shards import index_entries, write_shard
+from training.command_config import SweepConfig
 from training.config import TrainConfig
 
 NAMES = ("sit down", "clapping", "hand waving", "kicking something")
 ACTION_IDS = (8, 10, 23, 24)
 WORDS = ("sits down", "claps", "waves", "kicks something")
 MOVED_JOINTS = ((0, 1, 12, 16), (7, 11), (11, 24), (18, 19))
+SMALL_RECIPE = """
+[data]
+protocol = "ntu60-xsub"
+num_frames = 8
+[model]
+base_channels = 4
+switches = { num_subsets = 1 }
+[optim]
+name = "adamw"
+lr = 3e-3
+schedule = "cosine"
+warmup_epochs = 0
+[loop]
+epochs = 1
+batch_size = 8
+device = "cpu"
+num_threads = 1
+"""
 
 
 def draw_joints(rng: np.random.Generator, label: int, *, num_bodies: int = 1) -> np.ndarray:
@@ -203,6 +222,30 @@ def recipe(dataset_folder: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
         for section, changes in sections.items():
             values[section] = {**values[section], **changes}
         return TrainConfig.model_validate({"out": tmp_path / out, **values})
+
+    return make
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A recipe of one short epoch, for sweeps."""
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL_RECIPE)
+    return path
+
+
+@pytest.fixture
+def sweep_config(tmp_path: Path, dataset_folder: Path, recipe_file: Path) -> Callable[..., Any]:
+    """Makes the settings of a sweep from its file's text, which may name "small.toml"."""
+
+    def make(text: str, **changes: Any) -> SweepConfig:
+        (tmp_path / "mine.toml").write_text(text)
+        values = {
+            "sweep": str(tmp_path / "mine.toml"),
+            "dataset": dataset_folder,
+            "out": tmp_path / "out",
+        }
+        return SweepConfig.model_validate(values | changes)
 
     return make
 

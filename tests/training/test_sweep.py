@@ -19,24 +19,6 @@ from training.recipe_files import SWEEPS_FOLDER, recipe_names
 from training.sweep_plan import plan_sweep, sweep_names
 from training.sweep_results import SweepSummary
 
-RECIPE = """
-[data]
-protocol = "ntu60-xsub"
-num_frames = 8
-[model]
-base_channels = 4
-switches = { num_subsets = 1 }
-[optim]
-name = "adamw"
-lr = 3e-3
-schedule = "cosine"
-warmup_epochs = 0
-[loop]
-epochs = 1
-batch_size = 24
-device = "cpu"
-num_threads = 1
-"""
 SWEEP = """
 title = "What GTA adds"
 recipe = "small.toml"
@@ -68,20 +50,9 @@ class Messages(SilentProgress):
 
 
 @pytest.fixture
-def config(tmp_path: Path, dataset_folder: Path) -> Config:
-    """Makes a sweep of two small rows; `text` is its file's."""
-
-    def make(text: str = SWEEP, **changes: Any) -> SweepConfig:
-        (tmp_path / "small.toml").write_text(RECIPE)
-        (tmp_path / "mine.toml").write_text(text)
-        values = {
-            "sweep": str(tmp_path / "mine.toml"),
-            "dataset": dataset_folder,
-            "out": tmp_path / "out",
-        }
-        return SweepConfig.model_validate(values | changes)
-
-    return make
+def config(sweep_config: Config) -> Config:
+    """Makes a sweep; `text` is its file's."""
+    return lambda text=SWEEP, **changes: sweep_config(text, **changes)
 
 
 def read(summary: SweepSummary) -> dict[str, Any]:

@@ -25,24 +25,6 @@ from training.sweep_check import check_sweep
 from training.sweep_plan import SweepPlan, plan_sweep
 from training.sweep_results import Reached, RunResult, SweepSummary
 
-RECIPE = """
-[data]
-protocol = "ntu60-xsub"
-num_frames = 8
-[model]
-base_channels = 4
-switches = { num_subsets = 1 }
-[optim]
-name = "adamw"
-lr = 3e-3
-schedule = "cosine"
-warmup_epochs = 0
-[loop]
-epochs = 1
-batch_size = 8
-device = "cpu"
-num_threads = 1
-"""
 CHAIN = """
 title = "Stages"
 recipe = "small.toml"
@@ -72,20 +54,9 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path, dataset_folder: Path) -> Config:
-    """Makes a sweep of small rows; `text` is its file's."""
-
-    def make(text: str = CHAIN, **changes: Any) -> SweepConfig:
-        (tmp_path / "small.toml").write_text(RECIPE)
-        (tmp_path / "mine.toml").write_text(text)
-        values = {
-            "sweep": str(tmp_path / "mine.toml"),
-            "dataset": dataset_folder,
-            "out": tmp_path / "out",
-        }
-        return SweepConfig.model_validate(values | changes)
-
-    return make
+def config(sweep_config: Config) -> Config:
+    """Makes a sweep; `text` is its file's."""
+    return lambda text=CHAIN, **changes: sweep_config(text, **changes)
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], part: str) -> bool:
@@ -244,27 +215,24 @@ def test_a_chain_that_cannot_be_is_refused_before_anything_is_trained(
     assert not config().out.exists()
 
 
-TEXT_RECIPE = (
-    RECIPE
-    + """[method]
+TEXT = """[method]
 name = "hocslm"
 language_model = "tiny"
 hidden = 16
 prompt_length = 2
 max_caption_tokens = 12
 """
-)
 TEXT_CHAIN = CHAIN.replace('name = "half"', 'name = "half"\nrecipe = "text.toml"').replace(
     'name = "whole"', 'name = "whole"\nrecipe = "text.toml"'
 )
 
 
 @pytest.fixture
-def text_config(config: Config, tmp_path: Path) -> Config:
+def text_config(config: Config, recipe_file: Path) -> Config:
     """Makes a sweep in which rows "half" and "whole" learn text."""
 
     def make(**changes: Any) -> SweepConfig:
-        (tmp_path / "text.toml").write_text(TEXT_RECIPE)
+        recipe_file.with_name("text.toml").write_text(recipe_file.read_text() + TEXT)
         return config(TEXT_CHAIN, **changes)
 
     return make

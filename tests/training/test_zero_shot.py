@@ -365,37 +365,20 @@ def test_the_command_shows_runs_against_chance(trained: Path, texts: Path) -> No
 
 # ---- all splits ----
 
-STAGE = """
-[data]
-protocol = "ntu60-xsub"
-num_frames = 8
-[model]
-base_channels = 4
-switches = { num_subsets = 1 }
-[optim]
-name = "adamw"
-lr = 3e-3
-schedule = "cosine"
-warmup_epochs = 0
-[loop]
-epochs = 1
-batch_size = 8
-device = "cpu"
-num_threads = 1
-"""
 Sweep = Callable[..., ZeroShotSweepConfig]
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, four: Path, texts: Path, hocslm: dict[str, Any]) -> Sweep:
+def sweep(
+    tmp_path: Path, recipe_file: Path, four: Path, texts: Path, hocslm: dict[str, Any]
+) -> Sweep:
     def make(**changes: Any) -> ZeroShotSweepConfig:
         method = "".join(f"{key} = {json.dumps(value)}\n" for key, value in hocslm.items())
-        (tmp_path / "zero.toml").write_text(STAGE)
-        (tmp_path / "one.toml").write_text(f"{STAGE}[method]\n{method}")
+        (tmp_path / "one.toml").write_text(f"{recipe_file.read_text()}[method]\n{method}")
         values = {
             "dataset": four,
             "out": tmp_path / "out",
-            "stage_zero": str(tmp_path / "zero.toml"),
+            "stage_zero": str(recipe_file),
             "stage_one": str(tmp_path / "one.toml"),
             "texts": (texts,),
         }
