@@ -8,7 +8,6 @@ caption with a flag of such a rule has `drop` set in audit.parquet, which `hoc b
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from captioning.results import check_finished
 from datasets_build import audits, schema
 from datasets_build.audits import AUDIT_FILE, AUDIT_SCHEMA, ROWS_FILE, shards_sha256
 from datasets_build.manifest import read_json, sha256_bytes, write_bytes_atomic, write_json
+from datasets_build.nearest import did_you_mean
 from datasets_build.progress import Progress
 from datasets_build.settings import Settings
 from datasets_build.shards import read_index
@@ -75,9 +75,8 @@ class AuditConfig(Settings):
     def _known_rules(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in (ALL, *RULES):
-                near = difflib.get_close_matches(name, RULES, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RULES)}"
-                raise ValueError(f"no rule {name!r}; {hint}")
+                hint = did_you_mean(name, RULES)
+                raise ValueError(f"no rule {name!r}; {hint}choose from {', '.join(RULES)}")
         return names
 
     @model_validator(mode="after")

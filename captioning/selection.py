@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import heapq
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from datasets_build.nearest import did_you_mean
 from datasets_build.protocols import PROTOCOLS, Protocol, SampleIds, ids_of_name
 
 log = logging.getLogger(__name__)
@@ -306,5 +306,4 @@ def _shown(tally: Iterable[IdValue]) -> str:
 
 
 def _nearest(name: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(valid), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(valid)}"
+    return did_you_mean(name, valid).rstrip() or f"choose one of {', '.join(valid)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -60,12 +59,12 @@ def recipes(
 
 def _one_of(name: str, names: list[str]) -> Path:
     from captioning.recipes import caption_recipe_path
+    from datasets_build.nearest import did_you_mean
 
     try:
         return caption_recipe_path(name)
     except FileNotFoundError:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, names)
         raise FileNotFoundError(
             f"there is no recipe {name!r}; {hint}there are {', '.join(names)}"
         ) from None

@@ -5,13 +5,14 @@ Order of precedence: default < recipe file < `--set section.key=value` < flag.
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from datasets_build.nearest import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -124,9 +125,8 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "recipe"
     if item["type"] == "extra_forbidden":
         names = _field_names(model, item["loc"][:-1])
-        near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(sorted(names))}"
-        return f"{where}: no such key; {hint}"
+        near = did_you_mean(str(item["loc"][-1]), names).rstrip()
+        return f"{where}: no such key; {near or 'valid names: ' + ', '.join(sorted(names))}"
     message = item["msg"].removeprefix("Value error, ")
     if not item["loc"]:
         return str(message)  # about the whole; its parts are named in it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from datasets_build.bodies import SecondBody
 from datasets_build.dataset import ClassEntry, SkeletonDataset
 from datasets_build.joints import Skeleton, skeleton_from_json, skeleton_named
 from datasets_build.manifest import read_json
+from datasets_build.nearest import did_you_mean
 from datasets_build.protocols import Protocol
 from training.checkpoint import MADE_BY
 from training.config import ModelConfig, TrainConfig
@@ -182,8 +182,7 @@ def build_model(config: ModelConfig, *, num_classes: int, skeleton: Skeleton) ->
         ValueError: no such model or switch; the message gives the nearest one.
     """
     if config.name not in MODELS:
-        near = difflib.get_close_matches(config.name, MODELS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(config.name, MODELS)
         raise ValueError(
             f"model.name {config.name!r} is not known; {hint}choose one of {', '.join(MODELS)}"
         )
@@ -191,9 +190,10 @@ def build_model(config: ModelConfig, *, num_classes: int, skeleton: Skeleton) ->
     known = [name for name in inspect.signature(model).parameters if name not in _OWN_KEYWORDS]
     for name in config.switches:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"model.switches.{name}: {config.name} has no such switch; {hint}")
+            raise ValueError(
+                f"model.switches.{name}: {config.name} has no such switch; "
+                f"{did_you_mean(name, known)}it has {', '.join(known)}"
+            )
     return model(
         num_classes=num_classes,
         skeleton=skeleton,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from datasets_build.nearest import did_you_mean
 from datasets_build.settings import Settings
 from training.config import Split, Stream, Weights
 
@@ -245,8 +245,7 @@ class SweepConfig(Settings):
             return names
         for stream in value:
             if stream not in names:
-                near = difflib.get_close_matches(str(stream), names, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = did_you_mean(str(stream), names)
                 raise ValueError(
                     f"stream {stream!r} is not known; {hint}there are {', '.join(names)}, and all"
                 )

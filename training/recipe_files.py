@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets_build.class_names import MANIFESTS
+from datasets_build.nearest import did_you_mean
 from datasets_build.settings import merged, read_toml, resolve
 from training.config import TrainConfig
 
@@ -36,11 +36,9 @@ def recipe_path(name_or_path: str | Path) -> Path:
     names = recipe_names()
     if text not in names:
         _refuse_other_kinds(text)
-        near = difflib.get_close_matches(text, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"there is no recipe {text!r}; {hint}shipped recipes: {', '.join(names)}; "
-            "your own is given by its path, ending in .toml"
+            f"there is no recipe {text!r}; {did_you_mean(text, names)}"
+            f"shipped recipes: {', '.join(names)}; your own is given by its path, ending in .toml"
         )
     return RECIPES_FOLDER / f"{text}.toml"
 

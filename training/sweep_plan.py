@@ -7,7 +7,6 @@ a row above it: that is how the stages of a strategy are chained.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from datasets_build.nearest import did_you_mean
 from datasets_build.settings import Settings, parse_assignment, read_toml, resolve
 from training.command_config import SweepConfig
 from training.config import TrainConfig
@@ -207,11 +207,10 @@ def _sweep_path(name_or_path: str) -> Path | None:
     if name_or_path in recipe_names():
         return None
     names = [*sweep_names(), *recipe_names()]
-    near = difflib.get_close_matches(name_or_path, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(
-        f"there is no sweep or recipe {name_or_path!r}; {hint}sweeps: {', '.join(sweep_names())}; "
-        "`hoc recipes` lists the recipes; your own is given by its path, ending in .toml"
+        f"there is no sweep or recipe {name_or_path!r}; {did_you_mean(name_or_path, names)}"
+        f"sweeps: {', '.join(sweep_names())}; `hoc recipes` lists the recipes; your own is "
+        "given by its path, ending in .toml"
     )
 
 
@@ -292,5 +291,4 @@ def _refuse_unknown_rows(given: Sequence[str], rows: Sequence[str]) -> None:
 
 
 def _hint(name: str, rows: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, rows, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(rows)}"
+    return did_you_mean(name, rows).rstrip() or f"there are {', '.join(rows)}"
