@@ -111,7 +111,10 @@ class DescribeConfig(Settings):
     @model_validator(mode="after")
     def _fits(self) -> DescribeConfig:
         if not (self.sample_ids or self.skeletons or self.every):
-            raise ValueError("nothing to describe: give sample ids, skeleton files or every = true")
+            raise ValueError(
+                "nothing to describe: give samples (--sample), skeleton files (--skeleton), or the "
+                "whole split (--all)"
+            )
         if self.every and (self.sample_ids or self.skeletons):
             raise ValueError("give sample ids and files, or every = true, not both")
         if not self.every and (self.split != "test" or self.sentences):

@@ -9,9 +9,9 @@ import torch
 from datasets_build.dataset import SkeletonDataset
 from training import train
 from training.build import build_method, build_model, pick_device
-from training.config import MethodConfig, TrainConfig
+from training.config import TrainConfig
 from training.loading import load_split
-from training.models.language_model_files import model_width
+from training.models.language_model_files import model_identity
 from training.seeding import seeded
 from training.skeleton_data import training_problems
 from training.sweep_plan import SweepPlan
@@ -64,27 +64,26 @@ def _check_ssf(row: str, ours: TrainConfig, start_row: str, theirs: TrainConfig)
         ValueError: they cannot.
         FileNotFoundError: a language model is not there.
     """
-    if {ours.method.name, theirs.method.name} != {"hocslm"}:
+    sides = (ours, theirs)
+    if any(side.method.name != "hocslm" for side in sides):
         return
-    for key, own, given in zip(
-        ("hidden", "prompt_length", "language_model"),
-        _ssf_sizes(ours.method),
-        _ssf_sizes(theirs.method),
-        strict=True,
-    ):
+    for key in ("hidden", "prompt_length"):
+        own, given = getattr(ours.method, key), getattr(theirs.method, key)
         if own != given:
-            raise ValueError(
-                f"row {row!r} starts from row {start_row!r}, whose projection and prompt have "
-                f"other sizes: by method.{key} {own} here and {given} there; give both rows the "
-                "same (--set '*hocslm*:method.KEY=VALUE' is for all rows named so)"
-            )
+            raise ValueError(_unlike(row, start_row, key, own, given))
+    models = [(side.method.language_model, side.method.language_model_revision) for side in sides]
+    if models[0] != models[1]:
+        identities = [model_identity(name, revision=revision) for name, revision in models if name]
+        if identities[0] != identities[-1]:
+            raise ValueError(_unlike(row, start_row, "language_model", models[0][0], models[1][0]))
 
 
-def _ssf_sizes(method: MethodConfig) -> tuple[int, int, int]:
-    """Hidden width, prompt length and D of an SSF."""
-    assert method.language_model is not None, "the recipe was checked"
-    width = model_width(method.language_model, revision=method.language_model_revision)
-    return method.hidden, method.prompt_length, width
+def _unlike(row: str, start_row: str, key: str, own: object, given: object) -> str:
+    return (
+        f"row {row!r} starts from row {start_row!r}, whose projection and prompt are for another "
+        f"method.{key}: {own} here and {given} there; give both rows the same "
+        "(--set '*hocslm*:method.KEY=VALUE' is for all rows named so)"
+    )
 
 
 def _check_captions(readers: list[TrainConfig], dataset: SkeletonDataset) -> None:

@@ -37,7 +37,7 @@ from training.checkpoint import (
     read_request,
     refuse_other_request,
 )
-from training.config import Split, TrainConfig, with_later_keys
+from training.config import MethodConfig, Split, TrainConfig, with_later_keys
 from training.evaluate import score_store
 from training.execution import make_accelerator
 from training.loading import load_split
@@ -172,7 +172,26 @@ def open_asked(config: TrainConfig) -> Asked:
         )
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
+        _refuse_other_language_model(config.method, request)
     return Asked(dataset, protocol, request)
+
+
+def _refuse_other_language_model(method: MethodConfig, request: dict[str, Any]) -> None:
+    """Refuse to go on from a projection and prompt that were learned for another one.
+
+    Raises:
+        ValueError: they were.
+    """
+    assert method.init_from is not None
+    ours = request.get(LANGUAGE_MODEL_KEY)
+    theirs = read_request(method.init_from)[1].get(LANGUAGE_MODEL_KEY)
+    if None not in (ours, theirs) and ours != theirs:
+        raise ValueError(
+            f"method.init_from {method.init_from} learned text with another language model "
+            f"(weights {theirs}) than {method.language_model!r} (weights {ours}): its projection "
+            "and prompt say nothing to this one; give the same method.language_model, or start "
+            "from a run without text"
+        )
 
 
 def find_finished(folder: Path, request: dict[str, Any]) -> TrainSummary | None:
@@ -246,6 +265,10 @@ def _train(config: TrainConfig, asked: Asked, ready: Prepared, progress: Progres
     is_main = ready.accelerator.is_main_process
     if is_main:
         _begin(config.out, ready)
+        if config.method.reads_captions and config.method.init_from is None:
+            progress.message(
+                "no method.init_from: the encoder starts from random weights, as in strategy T4"
+            )
     result = fit(
         ready.method,
         ready.store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from datasets_build import schema
 from datasets_build.progress import SilentProgress
@@ -165,3 +167,33 @@ def test_starting_weights_of_another_run_that_do_not_fit_are_refused(
     (first.out / "train.json").unlink()
     with pytest.raises(ValueError, match="is not trained to its end"):
         run(recipe("fourth", method=begin), SilentProgress())
+
+
+class Messages(SilentProgress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_projection_learned_for_another_language_model_is_refused(
+    recipe: Recipe, hocslm: dict[str, Any], language_model_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other-model"
+    shutil.copytree(language_model_folder, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, other / "model.safetensors")
+    short = {"loop": {"epochs": 1}}
+    first, messages = recipe("first", method=hocslm, **short), Messages()
+    run(first, messages)
+    from_nothing = "no method.init_from: the encoder starts from random weights"
+    assert any(text.startswith(from_nothing) for text in messages.texts)
+
+    begin = {**hocslm, "init_from": first.out}
+    with pytest.raises(ValueError, match="learned text with another language model"):
+        run(recipe("second", method={**begin, "language_model": str(other)}, **short), messages)
+    assert not recipe("second").out.exists()
+    messages = Messages()
+    run(recipe("third", method=begin, **short), messages)
+    assert not any(text.startswith(from_nothing) for text in messages.texts)

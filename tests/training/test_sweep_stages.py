@@ -244,9 +244,9 @@ def text_config(config: Config, recipe_file: Path) -> Config:
         ("half,whole:method.language_model=no-such-model", "no-such-model"),
         ("whole:method.language_model=no-such-model", "no-such-model"),
         ('whole:method.prompt_ids=["p7"]', r"row 'whole' (.|\n)*24 of 24 .* have no caption"),
-        ("whole:method.hidden=32", r"row 'half', .* by method\.hidden 32 here and 16 there"),
-        ("half:method.prompt_length=0", r"by method\.prompt_length 2 here and 0 there"),
-        ("half:method.language_model={two_layers}", r"by method\.language_model \d+ here and 32"),
+        ("whole:method.hidden=32", r"row 'half', .* another method\.hidden: 32 here and 16 there"),
+        ("half:method.prompt_length=0", r"for another method\.prompt_length: 2 here and 0 there"),
+        ("half:method.language_model={two_layers}", r"another method\.language_model: tiny"),
     ],
 )
 def test_a_language_model_captions_or_sizes_that_do_not_fit_are_found_before_any_training(
