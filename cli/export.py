@@ -115,7 +115,9 @@ def export(
         raise ValueError("--onnx and --scores exclude each other; give one of them")
     if onnx is not None:
         _refuse(given, but=(), reason="--onnx writes the model with the inputs it was trained on")
-        _export_onnx(onnx, out, data=data, as_json=json_output)
+        if data is not None:
+            raise ValueError("--onnx takes all from the run; leave the data set out")
+        _export_onnx(onnx, out, as_json=json_output)
     elif scores is not None:
         reason = "--scores writes what hoc evaluate found, under its protocol"
         _refuse(given, but=("--format", "--split", "--order"), reason=reason)
@@ -181,13 +183,13 @@ def _export_data(data: Path, out: Path | None, *, given: Mapping[str, Any], as_j
     _print(summary, f"Exported {dataset.name} as {format}", name=format, as_json=as_json)
 
 
-def _export_onnx(run: Path, out: Path | None, *, data: Path | None, as_json: bool) -> None:
+def _export_onnx(run: Path, out: Path | None, *, as_json: bool) -> None:
     path = out or Path(f"{run.resolve().name}.onnx")
     _check_place(path, None, suffix=".onnx")
     from training.onnx_export import export_onnx
 
     with console.progress() as progress:
-        summary = export_onnx(run, path, dataset=data, progress=progress)
+        summary = export_onnx(run, path, progress=progress)
     if as_json:
         console.print_json(asdict(summary))
         return

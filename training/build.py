@@ -13,7 +13,7 @@ from torch import nn
 
 from datasets_build.bodies import SecondBody
 from datasets_build.dataset import ClassEntry, SkeletonDataset
-from datasets_build.joints import Skeleton, skeleton_from_json, skeleton_named
+from datasets_build.joints import Skeleton, skeleton_from_json
 from datasets_build.manifest import read_json
 from datasets_build.nearest import did_you_mean
 from datasets_build.protocols import Protocol
@@ -49,9 +49,9 @@ class RunRecord:
         dataset_fingerprint: identifies its content.
         skeleton: its layout.
         classes: its classes in label order, {label, action_id, name} each.
-        protocol_fingerprint: see Protocol.fingerprint; None in runs of earlier versions.
-        family: of its samples (SkeletonDataset.family); None in runs of earlier versions.
-        second_body: what stood for a body that was not seen; None in runs of earlier versions.
+        protocol_fingerprint: see Protocol.fingerprint.
+        family: of its samples (SkeletonDataset.family).
+        second_body: what stood for a body that was not seen.
     """
 
     folder: Path
@@ -60,9 +60,9 @@ class RunRecord:
     dataset_fingerprint: str
     skeleton: Skeleton
     classes: list[dict[str, Any]]
-    protocol_fingerprint: str | None = None
-    family: str | None = None
-    second_body: SecondBody | None = None
+    protocol_fingerprint: str
+    family: str
+    second_body: SecondBody
 
     @property
     def class_names(self) -> list[str]:
@@ -96,7 +96,7 @@ class RunRecord:
         Raises:
             ValueError: it is.
         """
-        if self.protocol_fingerprint not in (None, protocol.fingerprint):
+        if self.protocol_fingerprint != protocol.fingerprint:
             raise ValueError(
                 f"{self.folder} was trained under protocol {protocol.name}, whose rule has changed "
                 f"since (now: {protocol.rule}), so that a test sample may be one it was trained "
@@ -151,22 +151,17 @@ def read_run(folder: Path) -> RunRecord:
     value = read_json(folder / CONFIG_FILE, made_by=MADE_BY)
     try:
         data = value["dataset"]
-        skeleton = data["skeleton"]  # a name in runs of earlier versions
         settings = {**value["settings"], "out": str(folder)}
         return RunRecord(
             folder=folder,
             config=TrainConfig.model_validate(settings),
             dataset_name=data["name"],
             dataset_fingerprint=data["fingerprint"],
-            skeleton=(
-                skeleton_named(skeleton)
-                if isinstance(skeleton, str)
-                else skeleton_from_json(skeleton)
-            ),
+            skeleton=skeleton_from_json(data["skeleton"]),
             classes=data["classes"],
-            protocol_fingerprint=value.get("protocol_fingerprint"),
-            family=data.get("family"),
-            second_body=data.get("second_body"),
+            protocol_fingerprint=value["protocol_fingerprint"],
+            family=data["family"],
+            second_body=data["second_body"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

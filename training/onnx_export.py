@@ -57,22 +57,19 @@ class OnnxSummary:
     batches: tuple[int, ...]
 
 
-def export_onnx(
-    run: Path, path: Path, *, dataset: Path | None = None, progress: Progress
-) -> OnnxSummary:
+def export_onnx(run: Path, path: Path, *, progress: Progress) -> OnnxSummary:
     """Write the model of a run; see `write_onnx`.
 
     Args:
         run: a run folder with a checkpoint.
         path: the .onnx to write.
-        dataset: see SkeletonModel.from_run.
         progress: told of the two stages.
 
     Raises:
         FileNotFoundError, ValueError: see SkeletonModel.from_run and `write_onnx`.
     """
     check_packages()
-    return write_onnx(SkeletonModel.from_run(run, dataset=dataset), path, progress=progress)
+    return write_onnx(SkeletonModel.from_run(run), path, progress=progress)
 
 
 def write_onnx(model: SkeletonModel, path: Path, *, progress: Progress) -> OnnxSummary:

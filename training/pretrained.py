@@ -25,7 +25,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datasets_build.bodies import SecondBody
-from datasets_build.dataset import DATASET_FILE, open_dataset
 from datasets_build.joints import skeleton_from_json
 from datasets_build.manifest import read_json, sha256_file
 from datasets_build.settings import resolve
@@ -215,7 +214,7 @@ class SkeletonModel(nn.Module, PyTorchModelHubMixin, library_name="hocslm"):
         return found
 
     @classmethod
-    def from_run(cls, run: Path, *, dataset: Path | None = None) -> SkeletonModel:
+    def from_run(cls, run: Path) -> SkeletonModel:
         """The model of a training run, with the weights that evaluation uses.
 
         Of a HocSLM run this is the encoder with its classifier; the projection and the language
@@ -223,17 +222,14 @@ class SkeletonModel(nn.Module, PyTorchModelHubMixin, library_name="hocslm"):
 
         Args:
             run: the run folder.
-            dataset: the data set trained on, where it lies elsewhere now; it is looked at only for
-                runs of earlier versions, which do not say how an unseen body is filled in.
 
         Raises:
             FileNotFoundError: no such run, or it has no checkpoint.
-            ValueError: a file is damaged, or its data set is needed and not there.
+            ValueError: a file is damaged.
         """
         run = Path(run)
         record = read_run(run)
         weights = load_weights(run)
-        family, second_body = _source(record, dataset)
         config = record.config
         _, request = read_request(run)
         model = cls(
@@ -245,8 +241,8 @@ class SkeletonModel(nn.Module, PyTorchModelHubMixin, library_name="hocslm"):
             inputs={
                 **config.data.model_dump(mode="json", exclude=_NOT_INPUTS),
                 "protocol": request["protocol"],  # its name, where the recipe gave a file
-                "family": family,
-                "second_body": second_body,
+                "family": record.family,
+                "second_body": record.second_body,
             },
             training=_training(record),
         )
@@ -307,28 +303,6 @@ class SkeletonModel(nn.Module, PyTorchModelHubMixin, library_name="hocslm"):
             raise ValueError(f"{path} cannot be read ({error}); get the model anew") from error
         copy_state(model.state_dict(), weights, what=str(path))
         return model.to(map_location).eval()
-
-
-def _source(record: RunRecord, dataset: Path | None) -> tuple[str, SecondBody]:
-    """Family of the samples trained on, and what stood for an unseen body.
-
-    Raises:
-        ValueError: the run does not say, and its data set is not there.
-    """
-    if record.family is not None and record.second_body is not None:
-        return record.family, record.second_body
-    folder = dataset or record.config.data.dataset
-    if not (folder / DATASET_FILE).is_file():
-        raise ValueError(
-            f"{record.folder} was trained by an earlier version, which does not say how a body "
-            f"that was not seen is filled in, and its data set {folder} is not there; bring it "
-            "back, or evaluate and export on the machine that has it"
-        )
-    opened = open_dataset(folder)
-    record.check_dataset(opened)
-    if opened.fingerprint != record.dataset_fingerprint:
-        raise ValueError(f"{folder} is not the data set that {record.folder} was trained on")
-    return opened.family, opened.second_body_for(opened.protocol(record.config.data.protocol))
 
 
 def _training(record: RunRecord) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def note_start(folder: Path, environment: Mapping[str, Any], *, from_step: int) 
     Args:
         folder: run folder.
         environment: versions, commit and device of this start.
-        from_step: optimiser steps that were done before; 0 begins a new file. In entries of
-            starts that an earlier version noted it is None.
+        from_step: optimiser steps that were done before; 0 begins a new file.
     """
     path = folder / ENVIRONMENT_FILE
     start = {**environment, "from_step": from_step}
@@ -47,5 +46,5 @@ def note_start(folder: Path, environment: Mapping[str, Any], *, from_step: int) 
     starts: list[dict[str, Any]] = []
     if from_step and path.is_file():
         first = read_json(path, made_by=MADE_BY)
-        starts = first.pop("starts", None) or [{**first, "from_step": None}]
+        starts = first.pop("starts")
     write_json(path, {**first, "starts": [*starts, start]})

@@ -121,8 +121,7 @@ def read_evaluation(folder: Path, split: str) -> Evaluation:
     path = scores_file(folder, split)
     names, labels, scores = read_scores(path)
     record = read_json(metrics_file(folder, split), made_by="hoc evaluate")
-    # Evaluations of earlier versions have no hash.
-    if record.get(SCORES_SHA256) not in (None, sha256_file(path)):
+    if record.get(SCORES_SHA256) != sha256_file(path):
         raise ValueError(
             f"{path} is not the file that {metrics_file(folder, split).name} was written with (its "
             f"sha256 differs); score the run anew with `hoc evaluate {folder} --split {split}`"

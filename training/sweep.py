@@ -233,8 +233,8 @@ def _made_by(folder: Path) -> tuple[MadeBy, ...]:
     if not path.is_file():
         return ()
     first = read_json(path, made_by=MADE_BY)
-    starts = first.get("starts", [first])
-    return tuple(dict.fromkeys(MadeBy(start["git_commit"], start["device"]) for start in starts))
+    starts = [MadeBy(start["git_commit"], start["device"]) for start in first["starts"]]
+    return tuple(dict.fromkeys(starts))
 
 
 def _scored_before(folder: Path) -> Reached | None:
@@ -248,9 +248,8 @@ def _scored_before(folder: Path) -> Reached | None:
         "weights_sha256": sha256_file(folder / LAST / MODEL_FILE),
         "dataset_fingerprint": request["dataset_fingerprint"],
         "protocol": request["protocol"],
+        SCORES_SHA256: sha256_file(scores),
     }
     if any(found.get(key) != value for key, value in now.items()):
-        return None
-    if found.get(SCORES_SHA256) not in (None, sha256_file(scores)):
         return None
     return Reached(found["top1"], found["top5"], found["mean_class"])

@@ -203,8 +203,6 @@ def find_finished(folder: Path, request: dict[str, Any]) -> TrainSummary | None:
     if not has_checkpoint(folder):
         return None
     _, saved = read_request(folder)
-    if LANGUAGE_MODEL_KEY in request:  # runs of earlier versions do not tell
-        saved = {LANGUAGE_MODEL_KEY: request[LANGUAGE_MODEL_KEY], **saved}
     refuse_other_request(folder, with_later_keys(saved), request)
     return _finished(folder)
 
@@ -347,8 +345,7 @@ def _refuse_other_samples(theirs: RunRecord, ours: RunRecord) -> None:
         ValueError: it is such a run.
     """
     there, here = theirs.config.data, ours.config.data
-    known = {theirs.protocol_fingerprint, ours.protocol_fingerprint}
-    if None not in known and len(known) > 1:
+    if theirs.protocol_fingerprint != ours.protocol_fingerprint:
         raise ValueError(
             f"method.init_from {theirs.folder} was trained under protocol {there.protocol}, this "
             f"run is under {here.protocol}: it may have seen test samples; start from a run under "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from datasets_build.dataset import open_dataset
 from datasets_build.joints import COCO_17, Skeleton
 from datasets_build.progress import SilentProgress
 from training import evaluate, train
-from training.build import CONFIG_FILE, build_model, read_run
+from training.build import build_model, read_run
 from training.command_config import EvaluateConfig
 from training.config import DataConfig, ModelConfig, TrainConfig
 from training.inputs import export_inputs
@@ -158,17 +157,6 @@ def test_a_model_takes_a_layout_itself_and_all_of_its_channels() -> None:
             num_classes=2,
             skeleton=STAR,
         )
-
-
-def test_a_run_of_an_earlier_version_names_its_layout(recipe: Recipe, dataset_folder: Path) -> None:
-    config = recipe(loop={"epochs": 1})
-    train.run(config, SilentProgress())
-    path = config.out / CONFIG_FILE
-    value = json.loads(path.read_text())
-    del value["protocol_fingerprint"]
-    value["dataset"]["skeleton"] = "ntu-25"
-    path.write_text(json.dumps(value))
-    assert scored(config.out).accuracy.num_samples == 12
 
 
 def test_a_data_set_of_a_changed_layout_is_refused(

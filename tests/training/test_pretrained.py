@@ -219,23 +219,6 @@ def test_a_hocslm_run_gives_its_encoder_alone(
     assert 'from_pretrained("lab/m")' in text
 
 
-def test_a_run_of_an_earlier_version_needs_its_data_set(run: Path, dataset_folder: Path) -> None:
-    path = run / "config.json"
-    before = path.read_text()
-    value = json.loads(before)
-    del value["dataset"]["family"], value["dataset"]["second_body"]
-    try:
-        path.write_text(json.dumps(value))
-        assert SkeletonModel.from_run(run).family == "ntu"
-        value["settings"]["data"]["dataset"] = "gone"
-        path.write_text(json.dumps(value))
-        with pytest.raises(ValueError, match="its data set gone is not there"):
-            SkeletonModel.from_run(run)
-        assert SkeletonModel.from_run(run, dataset=dataset_folder).second_body == "zeros"
-    finally:
-        path.write_text(before)
-
-
 def test_clips_of_another_kind_get_a_sentence(model: SkeletonModel) -> None:
     good = np.ones((1, 9, 25, 3), np.float32)
     with pytest.raises(ValueError, match=r"takes \(bodies, frames, 25, 3\) of layout ntu-25"):
