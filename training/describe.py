@@ -137,10 +137,10 @@ def load_text_run(
             f"{folder} was trained with method.lambda_gen = 0, so that it learned no text; take "
             "the run of the phase before, or train with lambda_gen > 0"
         )
-    trained_with = read_request(folder)[1][LANGUAGE_MODEL_KEY]
+    trained_with = read_request(folder)[1].get(LANGUAGE_MODEL_KEY)
     assert settings.language_model is not None, "the recipe was checked"
     now = model_identity(settings.language_model, revision=settings.language_model_revision)
-    if trained_with != now:
+    if trained_with not in (None, now):  # None: a run of an earlier version
         raise ValueError(
             f"{folder} was trained with other weights of language model "
             f"{settings.language_model!r} ({trained_with}) than are there now ({now}); bring those "

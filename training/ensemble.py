@@ -292,7 +292,9 @@ def _refuse_folders(config: EnsembleConfig) -> None:
         )
     if (out / ENSEMBLE_FILE).is_file():
         record = read_json(out / ENSEMBLE_FILE, made_by="hoc ensemble")
-        if sorted(m["place"] for m in record["members"]) != sorted(_places(config)):
+        # Ensembles of earlier versions have no place.
+        theirs = [m.get("place") or os.path.relpath(m["run"], out) for m in record["members"]]
+        if sorted(theirs) != sorted(_places(config)):
             names = ", ".join(member["run"] for member in record["members"])
             raise ValueError(
                 f"{out} holds the ensemble of other runs ({names}); choose another --out folder"

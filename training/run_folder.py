@@ -38,7 +38,8 @@ def note_start(folder: Path, environment: Mapping[str, Any], *, from_step: int) 
     Args:
         folder: run folder.
         environment: versions, commit and device of this start.
-        from_step: optimiser steps that were done before; 0 begins a new file.
+        from_step: optimiser steps that were done before; 0 begins a new file. In entries of
+            starts that an earlier version noted it is None.
     """
     path = folder / ENVIRONMENT_FILE
     start = {**environment, "from_step": from_step}
@@ -46,5 +47,5 @@ def note_start(folder: Path, environment: Mapping[str, Any], *, from_step: int) 
     starts: list[dict[str, Any]] = []
     if from_step and path.is_file():
         first = read_json(path, made_by=MADE_BY)
-        starts = first.pop("starts")
+        starts = first.pop("starts", None) or [{**first, "from_step": None}]
     write_json(path, {**first, "starts": [*starts, start]})

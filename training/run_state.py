@@ -125,7 +125,7 @@ class RunState:
             self.scaler.load_state_dict(saved.numbers["scaler"])
         self.step, self.metrics = saved.step, saved.numbers.get("metrics", {})
         self.evaluation = saved.numbers.get("evaluation", {})
-        before = saved.numbers["num_processes"]
+        before = saved.numbers.get("num_processes", self.num_processes)  # not in earlier versions
         if before != self.num_processes:
             logger.warning(
                 "%s was trained by %d process(es) until step %d and goes on with %d: batch norms "

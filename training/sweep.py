@@ -233,8 +233,8 @@ def _made_by(folder: Path) -> tuple[MadeBy, ...]:
     if not path.is_file():
         return ()
     first = read_json(path, made_by=MADE_BY)
-    starts = [MadeBy(start["git_commit"], start["device"]) for start in first["starts"]]
-    return tuple(dict.fromkeys(starts))
+    starts = first.get("starts", [first])
+    return tuple(dict.fromkeys(MadeBy(start["git_commit"], start["device"]) for start in starts))
 
 
 def _scored_before(folder: Path) -> Reached | None:

@@ -203,6 +203,8 @@ def find_finished(folder: Path, request: dict[str, Any]) -> TrainSummary | None:
     if not has_checkpoint(folder):
         return None
     _, saved = read_request(folder)
+    if LANGUAGE_MODEL_KEY in request:  # runs of earlier versions do not tell
+        saved = {LANGUAGE_MODEL_KEY: request[LANGUAGE_MODEL_KEY], **saved}
     refuse_other_request(folder, with_later_keys(saved), request)
     return _finished(folder)
 

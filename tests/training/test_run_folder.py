@@ -103,6 +103,10 @@ def test_the_first_start_stays_on_top_and_the_newest_comes_last(tmp_path: Path) 
     found = json.loads(path.read_text())
     assert found["git_commit"] == "a"
     assert [(x["git_commit"], x["from_step"]) for x in found["starts"]] == [("a", 0), ("b", 7)]
+    path.write_text('{"git_commit": "old"}')  # of an earlier version
+    note_start(tmp_path, {"git_commit": "c"}, from_step=9)
+    starts = json.loads(path.read_text())["starts"]
+    assert [(x["git_commit"], x["from_step"]) for x in starts] == [("old", None), ("c", 9)]
     note_start(tmp_path, {"git_commit": "d"}, from_step=0)
     assert len(json.loads(path.read_text())["starts"]) == 1
 
