@@ -18,14 +18,14 @@ from datasets_build.manifest import read_json
 from datasets_build.nearest import did_you_mean
 from datasets_build.protocols import Protocol
 from training.checkpoint import MADE_BY
-from training.config import ModelConfig, TrainConfig
+from training.config import MethodConfig, ModelConfig, TrainConfig
 from training.methods.classify import ClassifyMethod
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method
 from training.models.ctrgcn import CTRGCN
 from training.models.hglnet import HGLNet
 from training.models.language_model import FrozenLanguageModel
-from training.models.language_model_files import model_width
+from training.models.language_model_files import model_identity, model_width
 from training.models.ssf import SSF
 from training.unseen_classes import unseen_labels
 
@@ -257,6 +257,16 @@ def build_method(
         freeze=settings.freeze,
     )
     return method.to(device)
+
+
+def language_model_identity(method: MethodConfig) -> str:
+    """What the weights of a recipe's language model are now; see model_identity.
+
+    Raises:
+        FileNotFoundError: no such model, or it cannot be reached.
+    """
+    assert method.language_model is not None, "the recipe was checked"
+    return model_identity(method.language_model, revision=method.language_model_revision)
 
 
 def pick_device(name: str) -> torch.device:

@@ -20,13 +20,13 @@ import torch
 from datasets_build import schema
 from datasets_build.manifest import sha256_file, write_bytes_atomic, write_json
 from datasets_build.progress import Progress
+from training.build import language_model_identity
 from training.checkpoint import LANGUAGE_MODEL_KEY, read_request
 from training.class_sentences import read_class_sentences
 from training.command_config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
 from training.loading import AnySplit, load_split
 from training.methods.hocslm import HocSLMMethod
-from training.models.language_model_files import model_identity
 from training.references import read_references
 from training.scores import file_stem
 from training.seeding import cpu_threads, deterministic_kernels
@@ -138,8 +138,7 @@ def load_text_run(
             "the run of the phase before, or train with lambda_gen > 0"
         )
     trained_with = read_request(folder)[1].get(LANGUAGE_MODEL_KEY)
-    assert settings.language_model is not None, "the recipe was checked"
-    now = model_identity(settings.language_model, revision=settings.language_model_revision)
+    now = language_model_identity(settings)
     if trained_with not in (None, now):  # None: a run of an earlier version
         raise ValueError(
             f"{folder} was trained with other weights of language model "

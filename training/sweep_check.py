@@ -8,14 +8,10 @@ import torch
 
 from datasets_build.dataset import SkeletonDataset
 from training import train
-from training.build import build_method, build_model, pick_device
+from training.build import build_method, build_model, language_model_identity, pick_device
 from training.config import TrainConfig
-from training.loading import load_split
-from training.models.language_model_files import model_identity
 from training.seeding import seeded
-from training.skeleton_data import training_problems
 from training.sweep_plan import SweepPlan
-from training.unseen_classes import unseen_labels
 
 
 def check_sweep(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
@@ -71,11 +67,12 @@ def _check_ssf(row: str, ours: TrainConfig, start_row: str, theirs: TrainConfig)
         own, given = getattr(ours.method, key), getattr(theirs.method, key)
         if own != given:
             raise ValueError(_unlike(row, start_row, key, own, given))
-    models = [(side.method.language_model, side.method.language_model_revision) for side in sides]
-    if models[0] != models[1]:
-        identities = [model_identity(name, revision=revision) for name, revision in models if name]
-        if identities[0] != identities[-1]:
-            raise ValueError(_unlike(row, start_row, "language_model", models[0][0], models[1][0]))
+    own, given = ours.method.language_model, theirs.method.language_model
+    revisions = [side.method.language_model_revision for side in sides]
+    if (own, revisions[0]) != (given, revisions[1]):
+        identities = [language_model_identity(side.method) for side in sides]
+        if identities[0] != identities[1]:
+            raise ValueError(_unlike(row, start_row, "language_model", own, given))
 
 
 def _unlike(row: str, start_row: str, key: str, own: object, given: object) -> str:
@@ -90,33 +87,20 @@ def _check_captions(readers: list[TrainConfig], dataset: SkeletonDataset) -> Non
     """Refuse a training split that a row cannot learn text from.
 
     Raises:
-        ValueError: a sample has no caption, or a class no sample.
+        ValueError: a sample has no caption, or the split is no other way fit to be trained on.
     """
     distinct = {
         (config.data.model_dump_json(exclude={"stream"}), config.method.prompt_ids): config
         for config in readers
     }
     for config in distinct.values():
-        store = load_split(
-            dataset,
-            dataset.protocol(config.data.protocol),
-            "train",
-            config.data,
-            device=torch.device("cpu"),
-            with_captions=True,
-            prompt_ids=config.method.prompt_ids,
-        )
-        problems = training_problems(
-            store,
-            dataset.class_names,
-            allow_empty_classes=config.data.allow_empty_classes,
-            unseen=unseen_labels(dataset.classes, config.data.unseen_classes),
-        )
-        if problems:
+        protocol = dataset.protocol(config.data.protocol)
+        try:
+            train.load_training_split(config, dataset, protocol, device=torch.device("cpu"))
+        except ValueError as error:
             raise ValueError(
-                f"row {config.out.parent.name!r} cannot be trained on {dataset.folder} as it is:"
-                "\n  " + "\n  ".join(problems)
-            )
+                f"row {config.out.parent.name!r} cannot be trained: {error}"
+            ) from error
 
 
 def _load_language_models(readers: list[TrainConfig], dataset: SkeletonDataset) -> None:

@@ -23,6 +23,7 @@ from training.build import (
     RunRecord,
     build_method,
     class_entries,
+    language_model_identity,
     pick_device,
     read_run,
 )
@@ -45,7 +46,6 @@ from training.loop import fit
 from training.methods.hocslm import HocSLMMethod
 from training.methods.method import Method, copy_state
 from training.metrics import accuracy
-from training.models.language_model_files import model_identity
 from training.models.shared_norm import share_statistics
 from training.replay import NONFINITE_FILE, NONFINITE_TENSORS
 from training.run_folder import note_start, sole_trainer
@@ -166,10 +166,7 @@ def open_asked(config: TrainConfig) -> Asked:
         "protocol_fingerprint": protocol.fingerprint,
     }
     if config.method.reads_captions:
-        assert config.method.language_model is not None, "the recipe was checked"
-        request[LANGUAGE_MODEL_KEY] = model_identity(
-            config.method.language_model, revision=config.method.language_model_revision
-        )
+        request[LANGUAGE_MODEL_KEY] = language_model_identity(config.method)
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
         _refuse_other_language_model(config.method, request)
@@ -224,16 +221,7 @@ def prepare(config: TrainConfig, asked: Asked) -> Prepared:
             f"{accelerator.num_processes} processes cannot share; start one process, or leave it "
             "out so that each has a copy on its own device"
         )
-    store = load_split(
-        dataset,
-        protocol,
-        "train",
-        config.data,
-        device=device,
-        with_captions=config.method.reads_captions,
-        prompt_ids=config.method.prompt_ids,
-    )
-    _refuse_unfit(config, dataset, store)
+    store = load_training_split(config, dataset, protocol, device=device)
     record = RunRecord(
         folder=config.out,
         config=config,
@@ -366,7 +354,23 @@ def _refuse_other_samples(theirs: RunRecord, ours: RunRecord) -> None:
             )
 
 
-def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: SkeletonStore) -> None:
+def load_training_split(
+    config: TrainConfig, dataset: SkeletonDataset, protocol: Protocol, *, device: torch.device
+) -> SkeletonStore:
+    """The samples that a recipe trains on, with their captions where its method reads them.
+
+    Raises:
+        ValueError: they cannot be trained on as they are; the message names every reason.
+    """
+    store = load_split(
+        dataset,
+        protocol,
+        "train",
+        config.data,
+        device=device,
+        with_captions=config.method.reads_captions,
+        prompt_ids=config.method.prompt_ids,
+    )
     problems = training_problems(
         store,
         dataset.class_names,
@@ -382,6 +386,7 @@ def _refuse_unfit(config: TrainConfig, dataset: SkeletonDataset, store: Skeleton
         raise ValueError(
             f"{dataset.folder} cannot be trained on as it is:\n  " + "\n  ".join(problems)
         )
+    return store
 
 
 def _evaluation(

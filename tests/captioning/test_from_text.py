@@ -31,16 +31,6 @@ UCLA_NAMES = ["a01_s01_e00_v01", "a03_s02_e01_v02", "a03_s01_e01_v02", "a12_s10_
 NTU_NAMES = ["S001C001P001R001A001", "S001C002P003R002A013", "S018C003P008R001A120"]
 
 
-class Messages(SilentProgress):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
-
-
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, str], Path]:
     def make(name: str, content: str) -> Path:
@@ -250,13 +240,12 @@ def test_lines_that_begin_with_class_names_are_joined_by_name_in_any_order(write
     }
 
 
-def test_lines_without_names_are_taken_in_label_order_and_that_is_said(write, ucla, tmp_path):
+def test_lines_without_names_are_taken_in_label_order_with_a_word(write, ucla, heard, tmp_path):
     table = write("t.txt", "\n".join(f"Sentence, number {n}." for n in range(10)))
-    messages = Messages()
-    run([table], [ucla], tmp_path / "run", progress=messages)
+    run([table], [ucla], tmp_path / "run", progress=heard)
     assert captions_in(tmp_path / "run")["a12_s10_e05_v03", "text"] == "Sentence, number 9."
     assert captions_in(tmp_path / "run")["a03_s01_e01_v02", "text"] == "Sentence, number 2."
-    assert messages.texts == [
+    assert heard.messages == [
         "t.txt: its lines begin with no class names; line n is taken as the text of class n of 10"
     ]
     manifest = read_json(tmp_path / "run/manifest.json", made_by="")

@@ -169,31 +169,27 @@ def test_starting_weights_of_another_run_that_do_not_fit_are_refused(
         run(recipe("fourth", method=begin), SilentProgress())
 
 
-class Messages(SilentProgress):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
-
-
 def test_a_projection_learned_for_another_language_model_is_refused(
-    recipe: Recipe, hocslm: dict[str, Any], language_model_folder: Path, tmp_path: Path
+    recipe: Recipe,
+    hocslm: dict[str, Any],
+    language_model_folder: Path,
+    heard: Any,
+    tmp_path: Path,
 ) -> None:
     other = tmp_path / "other-model"
     shutil.copytree(language_model_folder, other)
     weights = load_file(other / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, other / "model.safetensors")
     short = {"loop": {"epochs": 1}}
-    first, messages = recipe("first", method=hocslm, **short), Messages()
-    run(first, messages)
+    first = recipe("first", method=hocslm, **short)
+    run(first, heard)
     from_nothing = "no method.init_from: the encoder starts from random weights"
-    assert any(text.startswith(from_nothing) for text in messages.texts)
+    assert any(text.startswith(from_nothing) for text in heard.messages)
 
     begin = {**hocslm, "init_from": first.out}
     with pytest.raises(ValueError, match="learned text with another language model"):
-        run(recipe("second", method={**begin, "language_model": str(other)}, **short), messages)
+        run(recipe("second", method={**begin, "language_model": str(other)}, **short), heard)
     assert not recipe("second").out.exists()
-    messages = Messages()
-    run(recipe("third", method=begin, **short), messages)
-    assert not any(text.startswith(from_nothing) for text in messages.texts)
+    heard.messages.clear()
+    run(recipe("third", method=begin, **short), heard)
+    assert not any(text.startswith(from_nothing) for text in heard.messages)

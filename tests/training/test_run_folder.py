@@ -29,20 +29,6 @@ from training.train import run
 Recipe = Callable[..., TrainConfig]
 
 
-class Heard(SilentProgress):
-    """Notes what a person would read."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.notes: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def advance(self, num_done: int = 1, *, num_failed: int = 0, note: str = "") -> None:
-        self.notes.append(note)
-
-
 def test_a_folder_takes_one_training_process_at_a_time(recipe: Recipe) -> None:
     config = recipe()
     with (
@@ -55,12 +41,11 @@ def test_a_folder_takes_one_training_process_at_a_time(recipe: Recipe) -> None:
 
 
 def test_a_run_ended_by_sigterm_saves_and_goes_on_to_the_same_weights(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = {"epochs": 3, "log_every_steps": 2, "evaluate_every_epochs": 2}
     whole, cut = recipe("whole", loop=loop), recipe("cut", loop=loop)
     assert plan(cut).state == "fresh"
-    heard = Heard()
     summary = run(whole, heard)
     lines = [json.loads(line) for line in (whole.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "test/top1" in line] == [1, 2]  # and the last

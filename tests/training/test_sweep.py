@@ -41,14 +41,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "write_confusion_png", lambda *_: None)
 
 
-class Messages(SilentProgress):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.texts.append(text)
-
-
 @pytest.fixture
 def config(sweep_config: Config) -> Config:
     """Makes a sweep; `text` is its file's."""
@@ -60,7 +52,7 @@ def read(summary: SweepSummary) -> dict[str, Any]:
 
 
 def test_a_sweep_trains_scores_and_sums_every_row_stream_and_seed_once(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, heard: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams = ("joint", "bone-motion")
     trained: list[str] = []
@@ -90,9 +82,8 @@ def test_a_sweep_trains_scores_and_sums_every_row_stream_and_seed_once(
     monkeypatch.setattr(
         evaluate, "run", lambda c, progress: scored.append(c.run) or plain_scoring(c, progress)
     )
-    messages = Messages()
-    summary = sweep.run(settings, messages)
-    assert messages.texts[0] == "5 of 8 runs are already trained"
+    summary = sweep.run(settings, heard)
+    assert heard.messages[0] == "5 of 8 runs are already trained"
     assert len(scored) == 3, "evaluations of the present weights are kept"
     assert [run.name for run in summary.runs] == [
         f"{row}, {stream}, seed {seed}"
