@@ -40,7 +40,7 @@ from training.checkpoint import (
 )
 from training.config import MethodConfig, Split, TrainConfig, with_later_keys
 from training.evaluate import score_store
-from training.execution import make_accelerator
+from training.execution import keep_freed_memory, make_accelerator
 from training.loading import load_split
 from training.loop import fit
 from training.methods.hocslm import HocSLMMethod
@@ -215,6 +215,8 @@ def prepare(config: TrainConfig, asked: Asked) -> Prepared:
     dataset, protocol = asked.dataset, asked.protocol
     accelerator = make_accelerator(config.loop, pick_device(config.loop.device))
     device = accelerator.device
+    if device.type == "cpu":
+        keep_freed_memory()
     if accelerator.num_processes > 1 and config.method.language_model_device_map is not None:
         raise ValueError(
             "method.language_model_device_map spreads the language model over all devices, which "
