@@ -6,13 +6,16 @@
 
 `--original` names a checkout of github.com/Uason-Chen/CTR-GCN; nothing is copied from it. A program
 is NAME/PRECISION or NAME/PRECISION/compile, with NAME one of "original", "ctrgcn" and "hglnet".
-They take turns, A B C A B C: a time is the median over the rounds, a ratio the median of the ratios
-of each round. Where other programs disturb, the least of the rounds and its ratio tell more (on one
-thread the CPU time, too). A training step is forward, backward and the optimiser's step as the loop
-has them (method, fused SGD with Nesterov momentum), for the original as its main.py has them.
-`--with-data` adds to our steps the making of the batch from ragged clips (crop, resize, rotation);
-of the original no such cost is counted, as its loader runs in other processes. Without `--original`
-ratios are to figures measured for it once (`Shape`).
+
+Each is a process of its own, as its users have it: ours keep freed memory, as `hoc train` does on
+the CPU; the original has glibc's own settings, or with `--same-memory` ours. They take turns, A B C
+A B C: a time is the median over the rounds, a ratio the median of the ratios of each round. Where
+other programs disturb, the least of the rounds and its ratio tell more (on one thread the CPU time,
+too). A training step is forward, backward and the optimiser's step as the loop has them (method,
+fused SGD with Nesterov momentum), for the original as its main.py has them. `--with-data` adds to
+our steps the making of the batch from ragged clips (crop, resize, rotation); of the original no
+such cost is counted, as its loader runs in other processes. Without `--original` ratios are to
+figures measured for it once (`Shape`).
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -35,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 from datasets_build.manifest import environment
 from training.build import MODELS, build_model
 from training.config import ModelConfig, OptimConfig
-from training.execution import compile_encoder
+from training.execution import compile_encoder, keep_freed_memory
 from training.methods.classify import ClassifyMethod
 from training.optim import make_optimizer
 from training.seeding import seeded
@@ -153,24 +158,33 @@ def our_program(name: str, shape: Shape, batch: int, *, with_data: bool) -> Prog
     return Program(name, train_step, eval_step)
 
 
-def make_programs(
-    names: Sequence[str], *, original: Path | None, shape: Shape, batch: int, with_data: bool
-) -> list[Program]:
+def make_program(name: str, options: argparse.Namespace) -> Program:
+    """A program, for the process that runs it."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    shape = SHAPES[options.shape]
+    is_original = name.startswith("original")
+    if options.same_memory or not is_original:
+        keep_freed_memory()
+    if is_original:
+        return original_program(name, options.original, shape, options.batch)
+    return our_program(name, shape, options.batch, with_data=options.with_data)
+
+
+def known_programs(names: Sequence[str], *, has_original: bool) -> list[str]:
     """The programs that can be had, in the order asked for; says what it leaves out."""
-    programs = []
+    known = []
     for name in names:
         model_name = name.split("/")[0]
-        if model_name == "original" and original is None:
+        if model_name == "original" and not has_original:
             print(f"{name} left out: no --original; ratios are to the published figures")
-        elif model_name == "original" and original is not None:
-            programs.append(original_program(name, original, shape, batch))
-        elif model_name not in MODELS:
+        elif model_name not in ("original", *MODELS):
             print(f"{name} left out: models are {', '.join(MODELS)}")
         else:
-            programs.append(our_program(name, shape, batch, with_data=with_data))
-    if not programs:
+            known.append(name)
+    if not known:
         sys.exit("no program is left to time")
-    return programs
+    return known
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -193,19 +207,35 @@ def timed(call: Callable[[], None], times: int, batch: int) -> Spent:
     return Spent((time.perf_counter() - began) * scale, (time.process_time() - cpu_began) * scale)
 
 
-def measure(
-    programs: Sequence[Program], *, rounds: int, steps: int, batch: int
-) -> dict[str, dict[str, list[Spent]]]:
+def serve(name: str, options: argparse.Namespace, pipe: Connection) -> None:
+    """Run a program in this process: warm it, then a turn of "train" or "eval" when asked."""
+    program = make_program(name, options)
+    for _ in range(NUM_WARM):
+        program.train_step()
+        program.eval_step()
+    pipe.send(None)
+    while what := pipe.recv():
+        call = program.train_step if what == "train" else program.eval_step
+        pipe.send(timed(call, options.steps, options.batch))
+
+
+def measure(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, list[Spent]]]:
     """For "train" and "eval": what each program spent in each round."""
-    for program in programs:
-        for _ in range(NUM_WARM):
-            program.train_step()
-            program.eval_step()
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(name, options, theirs), daemon=True).start()
+        theirs.close()
+        pipes[name].recv()
     spent: dict[str, dict[str, list[Spent]]] = {"train": {}, "eval": {}}
-    for _ in range(rounds):
-        for program in programs:
-            for what, call in (("train", program.train_step), ("eval", program.eval_step)):
-                spent[what].setdefault(program.name, []).append(timed(call, steps, batch))
+    for _ in range(options.rounds):
+        for name, pipe in pipes.items():
+            for what, by_name in spent.items():
+                pipe.send(what)
+                by_name.setdefault(name, []).append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(None)
     return spent
 
 
@@ -253,41 +283,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="a program and round")
     parser.add_argument("--with-data", action="store_true")
     parser.add_argument("--profile", nargs="+", default=[], metavar="PROGRAM")
+    parser.add_argument("--same-memory", action="store_true", help="the original keeps it, too")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     shape = SHAPES[options.shape]
-    programs = make_programs(
-        options.profile or options.programs,
-        original=options.original,
-        shape=shape,
-        batch=options.batch,
-        with_data=options.with_data,
+    names = known_programs(
+        options.profile or options.programs, has_original=options.original is not None
     )
     if options.profile:
-        for program in programs:
-            print_profile(program)
+        for name in names:
+            print_profile(make_program(name, options))
         return
-    spent = measure(programs, rounds=options.rounds, steps=options.steps, batch=options.batch)
-    base_name = next((p.name for p in programs if p.name.startswith("original")), None)
+    spent = measure(names, options)
+    base_name = next((name for name in names if name.startswith("original")), None)
     published = {"train": shape.published_train_ms, "eval": shape.published_eval_ms}
     result: dict[str, dict[str, dict[str, float]]] = {}
     print("ms/sample, median (least; times as fast as the original by median, by least)")
     print(f"{'':20}{'training':>34}{'evaluation':>34}")
     if base_name is None:
         print(f"{'original, published':20}{published['train']:34.1f}{published['eval']:34.1f}")
-    for program in programs:
-        result[program.name] = {}
+    for name in names:
+        result[name] = {}
         shown = []
         for what, by_name in spent.items():
-            ours = by_name[program.name]
+            ours = by_name[name]
             base = by_name[base_name] if base_name else [Spent(published[what], 0.0)] * len(ours)
-            row = result[program.name][what] = summary(ours, base)
+            row = result[name][what] = summary(ours, base)
             shown.append(
                 f"{row['ms/sample']:.1f} ({row['least ms/sample']:.1f}; "
                 f"{row['times as fast']:.2f}x, {row['times as fast, least']:.2f}x)"
             )
-        print(f"{program.name:20}{shown[0]:>34}{shown[1]:>34}")
+        print(f"{name:20}{shown[0]:>34}{shown[1]:>34}")
     known = environment()
     record = {
         "commit": known["git_commit"],
@@ -299,6 +324,7 @@ def main() -> None:
         "batch": options.batch,
         "rounds": options.rounds,
         "with_data": options.with_data,
+        "same_memory": options.same_memory,
         "compared_with": base_name or "published figures",
         "programs": result,
     }
