@@ -227,7 +227,10 @@ def measure(names: Sequence[str], options: argparse.Namespace) -> dict[str, dict
         pipes[name], theirs = context.Pipe()
         context.Process(target=serve, args=(name, options, theirs), daemon=True).start()
         theirs.close()
-        pipes[name].recv()
+        try:
+            pipes[name].recv()
+        except EOFError:
+            sys.exit(f"{name} ended before its first turn")
     spent: dict[str, dict[str, list[Spent]]] = {"train": {}, "eval": {}}
     for _ in range(options.rounds):
         for name, pipe in pipes.items():

@@ -87,7 +87,7 @@ def _check_captions(readers: list[TrainConfig], dataset: SkeletonDataset) -> Non
     """Refuse a training split that a row cannot learn text from.
 
     Raises:
-        ValueError: a sample has no caption, or the split is no other way fit to be trained on.
+        ValueError: a sample has no caption, or the split cannot be trained on for another reason.
     """
     distinct = {
         (config.data.model_dump_json(exclude={"stream"}), config.method.prompt_ids): config
