@@ -175,6 +175,11 @@ def build_language_model(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("data") / "small")
