@@ -1,1 +1,1 @@
-"""Stage one: videos in, caption shards with a provable manifest out."""
+"""Videos in, caption shards with a provable manifest out."""

@@ -43,7 +43,7 @@ def caption(
     from_text: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Instead of a model: a table of texts a class or a sample (.csv, .parquet, .txt).",
+            help="No model: texts a class or a sample (.txt, .csv, .tsv, .jsonl, .parquet).",
             rich_help_panel=_INPUTS,
         ),
     ] = None,

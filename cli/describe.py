@@ -8,13 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from cli import console
-from cli.options import JsonOption, RunArgument
+from cli.options import DeviceOption, JsonOption, OtherDataOption, RunArgument
 
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Another data set with the same classes and skeleton."),
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 NUM_SHOWN = 10  # confused pairs in the table; the JSON file has them all
 
 
@@ -32,7 +27,7 @@ def describe(
     every: Annotated[
         bool, typer.Option("--all", help="The whole split, measured and written.")
     ] = False,
-    data: DataOption = None,
+    data: OtherDataOption = None,
     split: Annotated[str, typer.Option(help="With --all: test, train or validation.")] = "test",
     synonyms: Annotated[
         list[Path] | None,
@@ -63,7 +58,7 @@ def describe(
     With `--all` the texts of a split go to describe-SPLIT.parquet in the run folder, and to
     describe-SPLIT.json how well they name the right action, agree with the class head, and match
     the captions of the split (BLEU, chrF, ROUGE-L, CIDEr-D; `pip install 'hocslm[text]'`). Captions
-    of test samples are read for this alone.
+    of test samples are read for this, after all texts are written.
     """
     if per_class and not every:
         raise ValueError("--per-class belongs to --all, which was not given")
@@ -115,7 +110,7 @@ def describe(
 
 def retrieve(
     run: RunArgument,
-    data: DataOption = None,
+    data: OtherDataOption = None,
     split: Annotated[str, typer.Option(help="test, train or validation.")] = "test",
     texts: Annotated[
         list[Path] | None,

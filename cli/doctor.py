@@ -24,6 +24,16 @@ _GIB = 2**30
 # `hoc caption`, which reports what a batch really takes.
 _MODELS_GIB = {"Qwen/Qwen3-VL-2B-Instruct": 8, "Qwen/Qwen3-VL-4B-Instruct": 14,
                "Qwen/Qwen3-VL-8B-Instruct": 24}  # fmt: skip
+_EXTRAS = {
+    "gguf": ("gguf", "hoc fetch smollm2"),
+    "text": ("sacrebleu", "BLEU and chrF of hoc describe --all"),
+    "onnx": ("onnxruntime", "hoc export --onnx"),
+    "quantised": ("bitsandbytes", "language models in 8 or 4 bit"),
+    "ray": ("ray", "hoc caption --cluster ray"),
+    "tensorboard": ("tensorboard", "loop.tensorboard = true"),
+    "trackio": ("trackio", "hoc train --tracker trackio"),
+    "wandb": ("wandb", "hoc train --tracker wandb"),
+}
 
 
 @dataclass(frozen=True)
@@ -152,8 +162,17 @@ def check_models() -> list[Finding]:
     ]
     try:
         from huggingface_hub import constants, try_to_load_from_cache
+
+        from training.fetch_model import MODELS, models_folder
     except ImportError:
         return findings
+    for name in MODELS:
+        folder = models_folder() / name
+        findings.append(
+            Finding(name, "ok", str(folder))
+            if (folder / "config.json").is_file()
+            else Finding(name, "optional", "not fetched", f"hoc fetch {name}")
+        )
     findings.append(Finding("model cache", "ok", str(constants.HF_HUB_CACHE)))
     for name in [*_MODELS_GIB, "Qwen/Qwen3-4B"]:
         is_cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
@@ -167,14 +186,17 @@ def check_models() -> list[Finding]:
 
 
 def check_extras() -> list[Finding]:
-    """Optional packages."""
-    version = _version("tensorboard")
-    cure = "pip install 'hocslm[tensorboard]'"
-    return [
-        Finding("tensorboard", "ok", version)
-        if version
-        else Finding("tensorboard", "optional", "not installed", cure)
-    ]
+    """Optional packages, one of each extra."""
+    findings = []
+    for extra, (package, purpose) in _EXTRAS.items():
+        version = _version(package)
+        cure = f"pip install 'hocslm[{extra}]'"
+        findings.append(
+            Finding(package, "ok", version)
+            if version
+            else Finding(package, "optional", f"not installed ({purpose})", cure)
+        )
+    return findings
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (

@@ -8,23 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from cli import console
-from cli.options import JsonOption
+from cli.options import DeviceOption, JsonOption, OtherDataOption
 
 
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs (runs/NAME).")],
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Another data set with the same classes and skeleton."),
-    ] = None,
+    data: OtherDataOption = None,
     protocol: Annotated[str | None, typer.Option(help="Another split rule.")] = None,
     split: Annotated[
         str, typer.Option(help="test, train, or validation (data.validation_subjects).")
     ] = "test",
     weights: Annotated[
-        str, typer.Option(help="last, or best: of the best epoch, if the run kept it.")
+        str, typer.Option(help="last, or best: of the best epoch (loop.keep_best_epoch).")
     ] = "last",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Also the accuracy of each class, worst first.")
     ] = False,

@@ -213,7 +213,7 @@ def _export_scores(
     format, split = given["--format"], given["--split"] or "test"
     _check_format(format, SCORE_FORMATS)
     if split not in ("test", "train"):
-        raise ValueError(f"--split {split!r} is not scored by hoc evaluate; choose test or train")
+        raise ValueError(f"--scores writes the test or the train split, not {split!r}")
     path = out or Path(f"{run.resolve().name}-{split}-{format}.pkl")
     _check_place(path, data, suffix=".pkl")
     from training.score_files import export_scores

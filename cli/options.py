@@ -21,4 +21,10 @@ SetOption = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Folder to write; an interrupted run there goes on.")
 ]
+DataOption = Annotated[Path, typer.Option("--data", help="Folder that hoc build-dataset wrote.")]
+OtherDataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Another data set with the same classes and skeleton."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a training run (runs/NAME).")]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
-
-import typer
 
 from cli import console
-from cli.options import JsonOption, RunArgument
+from cli.options import DeviceOption, JsonOption, RunArgument
 
 
 def replay(
     run: RunArgument,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Run again the step at which a loss was not finite, and tell where that began.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import console
-from cli.options import JsonOption
+from cli.options import DataOption, JsonOption
 
 if TYPE_CHECKING:
     from training.sweep_plan import SweepPlan
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    data: Annotated[Path, typer.Option("--data", help="Folder that hoc build-dataset wrote.")],
+    data: DataOption,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of all runs; a stopped sweep goes on there.")
     ],

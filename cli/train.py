@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import console
-from cli.options import JsonOption, OutOption, SetOption
+from cli.options import DataOption, JsonOption, OutOption, SetOption
 from datasets_build.progress import SilentProgress
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: Annotated[Path, typer.Option("--data", help="Folder that hoc build-dataset wrote.")],
+    data: DataOption,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or .toml path.")],
     out: OutOption,
     stream: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import console
-from cli.options import JsonOption
+from cli.options import DataOption, DeviceOption, JsonOption, OtherDataOption
 
 if TYPE_CHECKING:
     from training.zero_shot_results import ZeroShotSweepSummary
@@ -28,14 +28,11 @@ def zero_shot(
         list[Path], typer.Argument(help="Training runs with text and data.unseen_classes.")
     ],
     texts: TextsOption = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Another data set with the same classes and skeleton."),
-    ] = None,
+    data: OtherDataOption = None,
     batch_size: Annotated[
         int, typer.Option(help="Pairs of a sample and a sentence scored at once.")
     ] = 256,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Ask runs for the classes they were not trained on, by the likelihood of class sentences.
@@ -84,7 +81,7 @@ def _show_run(result: Any) -> None:
 
 
 def zero_shot_sweep(
-    data: Annotated[Path, typer.Option("--data", help="Folder that hoc build-dataset wrote.")],
+    data: DataOption,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of all runs; a stopped sweep goes on there.")
     ],

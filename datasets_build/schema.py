@@ -72,16 +72,6 @@ STATUS_DECODE_ERROR = "decode_error"
 STATUS_TIMEOUT = "timeout"
 STATUS_OOM = "oom"
 STATUS_ERROR = "error"
-STATUSES = (
-    STATUS_SUCCESS,
-    STATUS_TRUNCATED,
-    STATUS_REPETITION,
-    STATUS_EMPTY,
-    STATUS_DECODE_ERROR,
-    STATUS_TIMEOUT,
-    STATUS_OOM,
-    STATUS_ERROR,
-)
 
 # Where a caption came from.
 SOURCE_VIDEO = "video"

@@ -1,1 +1,1 @@
-"""Stage two: skeleton encoders and skeleton-language training."""
+"""Skeleton encoders and skeleton-language training."""

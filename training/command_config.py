@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from datasets_build.nearest import did_you_mean
 from datasets_build.settings import Settings
-from training.config import Split, Stream, Weights
+from training.config import Device, Split, Stream, Weights
+
+Rule = Literal["equal", "position-motion"]
 
 
 class EvaluateConfig(Settings):
@@ -32,7 +34,7 @@ class EvaluateConfig(Settings):
     split: Split = "test"
     weights: Weights = "last"
     batch_size: int = Field(default=64, ge=1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
 
 
 class EnsembleConfig(Settings):
@@ -50,7 +52,7 @@ class EnsembleConfig(Settings):
     """
 
     runs: tuple[Path, ...] = Field(min_length=1)
-    rule: Literal["equal", "position-motion"] = "equal"
+    rule: Rule = "equal"
     weights: tuple[float, ...] | None = None
     search_weights: bool = False
     combine: Literal["logits", "probabilities"] = "logits"
@@ -106,7 +108,7 @@ class DescribeConfig(Settings):
     synonyms: tuple[Path, ...] = ()
     sentences: tuple[Path, ...] = ()
     batch_size: int = Field(default=32, ge=1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
 
     @model_validator(mode="after")
     def _fits(self) -> DescribeConfig:
@@ -147,7 +149,7 @@ class RetrieveConfig(Settings):
     num_samples: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=256, ge=1)  # our choice
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
 
 
 class ZeroShotConfig(Settings):
@@ -165,7 +167,7 @@ class ZeroShotConfig(Settings):
     texts: tuple[Path, ...] = ()
     dataset: Path | None = None
     batch_size: int = Field(default=256, ge=1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
 
 
 class ZeroShotSweepConfig(Settings):
@@ -195,7 +197,7 @@ class ZeroShotSweepConfig(Settings):
     num_splits: int | None = Field(default=None, ge=1)
     texts: tuple[Path, ...] = ()
     assignments: tuple[str, ...] = ()
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    device: Device | None = None
     jobs: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
@@ -235,7 +237,7 @@ class SweepConfig(Settings):
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     protocol: str | None = None
     assignments: tuple[str, ...] = ()
-    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    device: Device | None = None
     jobs: int = Field(default=1, ge=1)
 
     @field_validator("streams", mode="before")

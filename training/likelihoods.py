@@ -18,10 +18,7 @@ from training.skeleton_data import SkeletonStore
 @torch.no_grad()
 def prefixes(method: HocSLMMethod, store: SkeletonStore, *, batch_size: int) -> Iterator[Tensor]:
     """The prefixes (N, P, D) of a store, batch by batch in its order, in the view of tests."""
-    everything = store.in_order()
-    starts = range(0, len(store), batch_size)
-    parts = (everything.part(start, start + batch_size) for start in starts)
-    for batch in store.batches(parts, training=False):
+    for batch in store.test_batches(batch_size):
         yield method.ssf(method.encoder.forward_features(batch.x))  # (N, P, D)
 
 

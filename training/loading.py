@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -178,13 +178,10 @@ def read_index(
     for table in dataset.tables(list(schema.ID_COLUMNS)):
         for row in table.to_pylist():
             name = row[schema.SAMPLE_ID]
-            own: AnySplit | None = protocol.split_of_row(row)
-            if own == "train":
+            own = split_of(row, protocol, validation_subjects=validation_subjects, unseen=unseen)
+            if own in ("train", "validation"):
                 training_subjects.add(row[schema.SUBJECT_ID])
-                own = "validation" if row[schema.SUBJECT_ID] in validation_subjects else "train"
             if own != split or (wanted is not None and name not in wanted):
-                continue
-            if split in ("train", "validation") and row[schema.LABEL] in unseen:
                 continue
             if name in index:
                 raise ValueError(f"{dataset.folder} holds sample {name} twice; build it anew")
@@ -199,6 +196,29 @@ def read_index(
             f"({protocol.rule}); choose another protocol or add samples"
         )
     return index
+
+
+def split_of(
+    row: Mapping[str, Any],
+    protocol: Protocol,
+    *,
+    validation_subjects: Collection[int] = (),
+    unseen: Collection[int] = (),
+) -> AnySplit | None:
+    """The split that a run has a sample in; None: in none.
+
+    Args:
+        row: of a data set, with its ID_COLUMNS.
+        protocol: what splits the data set.
+        validation_subjects: see `read_index`.
+        unseen: see `read_index`.
+    """
+    own = protocol.split_of_row(row)
+    if own != "train":
+        return own
+    if row[schema.LABEL] in unseen:
+        return None
+    return "validation" if row[schema.SUBJECT_ID] in validation_subjects else "train"
 
 
 def one_clip(

@@ -222,7 +222,7 @@ class _Fit:
             state.step += 1
             if state.step % loop.log_every_steps == 0 or state.step == end:
                 self._read(window, picks, epoch)
-                self._report(window, epoch, self.optim.lr * factor)
+                self._report(window, epoch)
                 if self.is_save_due and state.step < end:  # at the end: after the evaluation
                     self._save(epoch)
                     self._leave_if_asked()
@@ -311,12 +311,13 @@ class _Fit:
             f"first such number arises. {saved}: {todo}"
         )
 
-    def _report(self, window: Window, epoch: int, lr: float) -> None:
+    def _report(self, window: Window, epoch: int) -> None:
         num_samples = len(window.guards) * self.loop.batch_size
         self.timed_s += window.seconds
         self.timed_samples += num_samples
         state = self.state
-        state.metrics["lr"] = lr
+        for group in state.optimizer.param_groups:
+            state.metrics[f"lr/{group['name']}"] = group["lr"]
         if self.log is not None:
             rate = {"samples_per_s": num_samples / window.seconds}
             self.log.write({"epoch": epoch, "step": state.step, **state.metrics, **rate})

@@ -1,6 +1,6 @@
-"""Captions of a split as references: what generated texts are measured by, and nothing else.
+"""Captions of a split as references: what texts are measured by, and what is searched among.
 
-No training, evaluation or description comes by here; training captions have a way of their own
+No training and no class score comes by here; training captions have a way of their own
 (loading.py), which refuses every other split.
 """
 

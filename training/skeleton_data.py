@@ -260,6 +260,13 @@ class SkeletonStore:
             if ahead is not None:
                 yield self._finished(ahead[0], ahead[1].result())
 
+    def test_batches(self, batch_size: int) -> Iterator[SkeletonBatch]:
+        """Every sample once, in the order of the store and the view of tests, in batches."""
+        everything = self.in_order()
+        starts = range(0, len(self), batch_size)
+        parts = (everything.part(start, start + batch_size) for start in starts)
+        return self.batches(parts, training=False)
+
     def _finished(self, picks: Picks, view: Tensor) -> SkeletonBatch:
         """The batch of a view (N, M, T, V, C): its stream, labels and captions, on the device."""
         x = view.to(self.device, non_blocking=True)

@@ -25,7 +25,7 @@ from datasets_build.manifest import read_json, sha256_file
 from datasets_build.progress import Progress, SilentProgress
 from training import ensemble, evaluate, train
 from training.checkpoint import ENVIRONMENT_FILE, LAST, MADE_BY, MODEL_FILE, read_request
-from training.command_config import EnsembleConfig, EvaluateConfig, SweepConfig
+from training.command_config import EnsembleConfig, EvaluateConfig, Rule, SweepConfig
 from training.loop import NonFiniteLossError
 from training.scores import SCORES_SHA256, metrics_file, scores_file
 from training.side_by_side import Turn, side_by_side
@@ -34,8 +34,8 @@ from training.sweep_check import check_sweep
 from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
 from training.sweep_results import EnsembleResult, MadeBy, Reached, RunResult, SweepSummary
 
-# In folder names and in the table; weights of position and of motion streams.
-RULES = {"equal": ("sum 1:1", 1.0, 1.0), "fixed": ("sum 1.5:1", 1.5, 1.0)}
+# How streams are summed, in folder names, and what the table calls it.
+RULES: dict[Rule, str] = {"equal": "sum 1:1", "position-motion": "sum 1.5:1"}
 
 
 def run(config: SweepConfig, progress: Progress) -> SweepSummary:
@@ -163,22 +163,20 @@ class _Sweep:
         if len(members) < max(2, len(group)):
             return
         num_motions = sum(is_motion(member.stream) for member in members)
-        for key, (rule, position, motion) in RULES.items():
-            if key != "equal" and num_motions in (0, len(members)):
+        for rule, shown in RULES.items():
+            if rule != "equal" and num_motions in (0, len(members)):
                 continue  # the same weights for all
-            weights = {m.stream: motion if is_motion(m.stream) else position for m in members}
-            folder = self.config.out / result.row / f"ensemble-{key}-seed{result.seed}"
-            settings = EnsembleConfig(
-                runs=tuple(member.folder for member in members),
-                weights=None if key == "equal" else tuple(weights.values()),
-                out=folder,
-            )
+            folder = self.config.out / result.row / f"ensemble-{rule}-seed{result.seed}"
+            runs = tuple(member.folder for member in members)
+            settings = EnsembleConfig(runs=runs, rule=rule, out=folder)
             # The folder is the sweep's own: an ensemble of fewer or other streams gives way.
             (folder / ensemble.ENSEMBLE_FILE).unlink(missing_ok=True)
-            found = ensemble.run(settings, SilentProgress()).accuracy
+            summary = ensemble.run(settings, SilentProgress())
+            weights = {member.stream: member.weight for member in summary.members}
+            found = summary.accuracy
             reached = Reached(found.top1, found.top5, found.mean_class)
             self.ensembles[folder] = EnsembleResult(
-                result.row, result.seed, rule, weights, folder, reached
+                result.row, result.seed, shown, weights, folder, reached
             )
 
 

@@ -1,4 +1,4 @@
-"""Stage two: train one stream of one recipe. `run` is what `hoc train` calls."""
+"""Train one stream of one recipe. `run` is what `hoc train` calls."""
 
 from __future__ import annotations
 

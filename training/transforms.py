@@ -29,6 +29,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele, Lea and Flood, OOPSLA 2014)
 _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 NTU_DRAWS = 5  # crop length, crop start, three angles
+NTU_MIN_CROP = 0.5  # the smallest share of a clip that is kept (protocols.md section 3)
 UCLA_MAX_ANGLE_DEG = 60  # CTR-GCN feeders/feeder_ucla.py
 _UCLA_COPIES = 100  # the pool that frames are drawn from holds each frame this often (ibid.), more
 # often only where a clip of one frame would give fewer than the frames asked for
@@ -214,12 +215,11 @@ def ntu_view(
     training: bool,
     draws: Tensor | None = None,
     joint_dims: int = 3,
-    min_crop: float = 0.5,
     rotation_rad: float = 0.3,
 ) -> Tensor:
     """CTR-GCN's NTU view: crop, linear resize to `num_frames`, and for training a small rotation.
 
-    Training: a share p ~ U(min_crop, 1) of the clip, at least `num_frames` frames and at most all,
+    Training: a share p ~ U(1/2, 1) of the clip, at least `num_frames` frames and at most all,
     from a uniform start; then R = Rz Ry Rx with angles ~ U(-rotation_rad, rotation_rad), one R a
     clip. Test: the middle 95 %. Absent (all-zero) bodies stay zero.
 
@@ -231,7 +231,6 @@ def ntu_view(
         training: random crop and rotation, or the centre crop.
         draws: (N, at least NTU_DRAWS) uniform numbers; needed for training only.
         joint_dims: only 3 coordinates are rotated; 2-D layouts and scores are cropped and resized.
-        min_crop: training: the smallest share of a clip that is kept.
         rotation_rad: training: the largest angle about each axis, radians.
 
     Returns:
@@ -247,7 +246,7 @@ def ntu_view(
             x, lengths, start=start, size=lengths - 2 * start, num_frames=num_frames
         )
     draws = _checked_draws(draws, NTU_DRAWS)
-    share = min_crop + (1.0 - min_crop) * draws[:, 0]
+    share = NTU_MIN_CROP + (1.0 - NTU_MIN_CROP) * draws[:, 0]
     size = (share * lengths).floor().long().clamp(min=num_frames)
     size = torch.minimum(size, lengths)
     start = _uniform_integer(draws[:, 1], lengths - size + 1)

@@ -153,7 +153,10 @@ def test_a_run_is_exported_with_its_scores(
         (("--scores", "r"), "--format is missing; choose one of ctrgcn-pkl, pyskl-pkl"),
         (("--scores", "r", "--format", "inputs"), "'inputs' is not known; choose one of ctrgcn-p"),
         (("--scores", "r", "--format", "pyskl-pkl", "--stream", "bone"), "leave out --stream"),
-        (("--scores", "r", "--format", "pyskl-pkl", "--split", "val"), "'val' is not scored by"),
+        (
+            ("--scores", "r", "--format", "pyskl-pkl", "--split", "val"),
+            "--scores writes the test or",
+        ),
         (("d", "--format", "pyskl-pkl", "--order", "x.txt"), "--order is for --scores; leave out"),
     ],
 )

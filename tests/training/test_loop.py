@@ -74,7 +74,7 @@ def test_metrics_have_stable_keys_and_evaluation_lines_of_their_own(recipe: Reci
             "step",
             "train/loss",
             "train/accuracy",
-            "lr",
+            "lr/encoder",
             "samples_per_s",
         }
         for line in train

@@ -126,7 +126,7 @@ def _check_files(summary: SweepSummary) -> None:
     assert [row[1] for row in rows[:4]] == [
         "joint",
         "bone-motion",
-        *(r[0] for r in sweep.RULES.values()),
+        *sweep.RULES.values(),
     ]
     assert [row[-1] for row in rows] == ["90.37", "", "", "", "", "", "", ""]
     assert [row[0] for row in rows] == ["without GTA", "", "", "", "hglnet", "", "", ""]

@@ -122,10 +122,6 @@ class FrozenLanguageModel:
         """Decoder, token embedding and output head, for looking at; all frozen."""
         return self._decoder, self._embedding, self._head
 
-    def eval(self) -> FrozenLanguageModel:
-        """Does nothing: it never leaves evaluation mode. Here so that callers need not care."""
-        return self
-
     # --- text ------------------------------------------------------------------------------------
 
     def tokenize(self, texts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
