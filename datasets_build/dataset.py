@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
 from datasets_build import schema
-from datasets_build.bodies import SecondBody, SecondBodyPolicy
+from datasets_build.bodies import BodySettings, SecondBody
 from datasets_build.joints import Skeleton, skeleton_from_json
 from datasets_build.manifest import read_json, sha256_file
 from datasets_build.protocol_files import FOLDER as PROTOCOLS_FOLDER
@@ -50,7 +51,7 @@ class SkeletonDataset:
         classes: in label order.
         num_rows: samples in it.
         num_captions: captions in it.
-        second_body: the recorded option; see `second_body_for`.
+        bodies: how bodies were chosen when it was built; see `second_body_for`.
         fingerprint: identifies its content.
         shards: its part files.
         files: sha256 of the files beside them, by path in the folder.
@@ -64,7 +65,7 @@ class SkeletonDataset:
     classes: tuple[ClassEntry, ...]
     num_rows: int
     num_captions: int
-    second_body: SecondBodyPolicy
+    bodies: BodySettings
     fingerprint: str
     shards: tuple[ShardInfo, ...]
     files: Mapping[str, str] = field(default_factory=dict)
@@ -101,8 +102,8 @@ class SkeletonDataset:
         arrays: a copy of the first in NTU's 120-class protocols (arrays without names: where there
         are more than 60 classes), else zeros. All other sources: zeros.
         """
-        if self.second_body != "original":
-            return self.second_body
+        if self.bodies.second_body != "original":
+            return self.bodies.second_body
         if self.format == CTRGCN_NPZ and self.family != NTU:
             return "copy" if self.num_classes > 60 else "zeros"
         is_ntu120 = protocol is not None and protocol.dataset == NTU and protocol.num_classes == 120
@@ -162,9 +163,6 @@ def open_dataset(folder: Path) -> SkeletonDataset:
                 f"{path} has schema version {version}, this program reads "
                 f"{schema.DATASET_SCHEMA_VERSION}; build it anew with `{MADE_BY}`"
             )
-        second_body = record["options"]["bodies"]["second_body"]
-        if second_body not in get_args(SecondBodyPolicy):
-            raise KeyError(f"second_body {second_body!r}")
         return SkeletonDataset(
             folder=Path(folder),
             name=record["name"],
@@ -174,12 +172,12 @@ def open_dataset(folder: Path) -> SkeletonDataset:
             classes=tuple(ClassEntry(**entry) for entry in record["classes"]),
             num_rows=record["counts"]["num_rows"],
             num_captions=record["counts"]["num_captions"],
-            second_body=second_body,
+            bodies=BodySettings(**record["options"]["bodies"]),
             fingerprint=record["fingerprint"],
             shards=tuple(ShardInfo(**entry) for entry in record["shards"]),
             files=dict(record["files"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise ValueError(
             f"{path} is not a data set record ({error!r}); write it anew with `{MADE_BY}`"
         ) from error

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from datasets_build.manifest import write_bytes_atomic
-from training.checkpoint import MODEL_FILE
+from datasets_build.manifest import sha256_file, write_bytes_atomic
+from training.checkpoint import MODEL_FILE, SavedWeights
 
 BEST = "best"
 
@@ -107,10 +107,15 @@ def read_best(run_folder: Path) -> BestEpoch:
         raise ValueError(f"{path} is damaged ({error}); train the run again") from error
 
 
-def load_best(run_folder: Path) -> dict[str, Tensor]:
-    """The weights of the best epoch, on the CPU.
+def load_best(run_folder: Path) -> tuple[BestEpoch, SavedWeights]:
+    """The weights of the best epoch, and which one it was.
 
     Raises:
         FileNotFoundError, ValueError: see read_best.
     """
-    return load_file(read_best(run_folder).path)
+    while True:  # a run that trains may replace the file under our eyes
+        best = read_best(run_folder)
+        sha256 = sha256_file(best.path)
+        tensors = load_file(best.path)
+        if (read_best(run_folder), sha256_file(best.path)) == (best, sha256):
+            return best, SavedWeights(tensors, sha256, best.epoch)

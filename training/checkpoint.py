@@ -57,6 +57,21 @@ class Checkpoint:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights with what vouches for them, all of one checkpoint, also while a run replaces it.
+
+    Attributes:
+        tensors: on the CPU.
+        sha256: of the file that they are from.
+        epoch: finished epochs.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    sha256: str
+    epoch: int
+
+
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint) -> Path:
     """Replace `last/` by this checkpoint.
 
@@ -143,15 +158,20 @@ def read_progress(run_folder: Path) -> tuple[int, int]:
     return value["epoch"], value["step"]
 
 
-def load_weights(run_folder: Path) -> dict[str, torch.Tensor]:
-    """The weights that evaluation uses, on the CPU.
+def load_saved_weights(run_folder: Path) -> SavedWeights:
+    """The weights that evaluation uses.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
         ValueError: a file is damaged.
     """
-    _, (weights,) = _load(run_folder, [MODEL_FILE])
-    return weights
+    index, (tensors,) = _load(run_folder, [MODEL_FILE])
+    return SavedWeights(tensors, index["files"][MODEL_FILE]["sha256"], index["epoch"])
+
+
+def load_weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of `load_saved_weights` alone."""
+    return load_saved_weights(run_folder).tensors
 
 
 def load_checkpoint(run_folder: Path) -> Checkpoint:

@@ -47,7 +47,7 @@ class EnsembleConfig(Settings):
         weights: one a run, fixed beforehand, instead of a rule.
         search_weights: weights searched on the validation split of the runs, instead of a rule.
         combine: what is summed: "logits" (CTR-GCN) or "probabilities" (PYSKL).
-        out: folder that ensemble.json and the joined scores go to.
+        out: folder of the joined scores and of ensemble.json (ensemble-SPLIT.json but for test).
         split: which split's scores.
     """
 

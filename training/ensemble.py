@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from datasets_build.progress import Progress
 from training.build import CONFIG_FILE
 from training.checkpoint import has_checkpoint, model_path
 from training.command_config import EnsembleConfig
+from training.config import Split
 from training.metrics import (
     Accuracy,
     accuracy,
@@ -32,7 +33,6 @@ from training.metrics import (
 from training.scores import SCORES_SHA256, read_evaluation, scores_file, write_scores
 from training.streams import is_motion
 
-ENSEMBLE_FILE = "ensemble.json"
 POSITION_WEIGHT, MOTION_WEIGHT = 1.5, 1.0  # InfoGCN's, of the rule "position-motion"
 # Weights that a search tries for each run; our choice: coarse, a few hundred samples tell no more.
 SEARCHED_WEIGHTS = tuple(step / 5 for step in range(11))  # 0, 0.2, ..., 2
@@ -137,7 +137,7 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
     config.out.mkdir(parents=True, exist_ok=True)
     files = (
         scores_file(config.out, config.split),
-        config.out / ENSEMBLE_FILE,
+        ensemble_file(config.out, config.split),
         config.out / f"confusion-{config.split}.csv",
         config.out / f"confusion-{config.split}.png",
     )
@@ -172,6 +172,11 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
         },
     )
     return EnsembleSummary(config.out, members, origin, measured, validation, files)
+
+
+def ensemble_file(folder: Path, split: str) -> Path:
+    """Where an ensemble puts its members and accuracies."""
+    return folder / ("ensemble.json" if split == "test" else f"ensemble-{split}.json")
 
 
 def join_scores(config: EnsembleConfig, split: str, progress: Progress) -> JoinedScores:
@@ -269,6 +274,12 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
     return shares
 
 
+def _ensembles(folder: Path) -> list[Path]:
+    """What ensembles of any split wrote into a folder."""
+    paths = [ensemble_file(folder, split) for split in get_args(Split)]
+    return [path for path in paths if path.is_file()]
+
+
 def _places(config: EnsembleConfig) -> list[str]:
     """The runs as seen from `out`: the same when all is moved, or asked for from elsewhere."""
     return [os.path.relpath(run, config.out) for run in config.runs]
@@ -281,7 +292,7 @@ def _refuse_folders(config: EnsembleConfig) -> None:
         ValueError: it is so.
     """
     for run in config.runs:
-        if (run / ENSEMBLE_FILE).is_file() and not (run / CONFIG_FILE).is_file():
+        if _ensembles(run) and not (run / CONFIG_FILE).is_file():
             raise ValueError(f"{run} is an ensemble; give its members, each with its weight")
     out = config.out
     is_member = out.resolve() in {run.resolve() for run in config.runs}
@@ -290,8 +301,8 @@ def _refuse_folders(config: EnsembleConfig) -> None:
             f"{out} is a run, whose scores those of the ensemble would replace; choose another "
             "--out folder"
         )
-    if (out / ENSEMBLE_FILE).is_file():
-        record = read_json(out / ENSEMBLE_FILE, made_by="hoc ensemble")
+    for path in _ensembles(out):
+        record = read_json(path, made_by="hoc ensemble")
         # Ensembles of earlier versions have no place.
         theirs = [m.get("place") or os.path.relpath(m["run"], out) for m in record["members"]]
         if sorted(theirs) != sorted(_places(config)):

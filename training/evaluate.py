@@ -21,9 +21,9 @@ from datasets_build.manifest import sha256_file, write_json
 from datasets_build.progress import Progress
 from datasets_build.protocol_files import find_protocol
 from datasets_build.protocols import PROTOCOLS, Protocol
-from training.best_epoch import load_best, read_best
+from training.best_epoch import load_best
 from training.build import RunRecord, build_method, pick_device, read_run
-from training.checkpoint import load_weights, model_path, read_request
+from training.checkpoint import load_saved_weights
 from training.command_config import EvaluateConfig
 from training.config import Weights
 from training.loading import load_split, split_of
@@ -123,15 +123,13 @@ def load_run(
     """
     record = read_run(folder)
     if weights == "best":
-        best = read_best(folder)
-        tensors, path, epochs, label = load_best(folder), best.path, best.epoch, best.label
+        best, saved = load_best(folder)
+        label = best.label
     else:
-        tensors, path = load_weights(folder), model_path(folder)
-        epochs, _ = read_request(folder)
-        planned = record.config.loop.epochs
+        saved, planned = load_saved_weights(folder), record.config.loop.epochs
         label = "last epoch"
-        if epochs != planned:
-            label = f"unfinished run: {epochs} of {planned} epochs are done"
+        if saved.epoch != planned:
+            label = f"unfinished run: {saved.epoch} of {planned} epochs are done"
     data = open_dataset(dataset or record.config.data.dataset)
     record.check_dataset(data)
     own_name = record.config.data.protocol
@@ -140,17 +138,18 @@ def load_run(
         record.check_protocol(chosen)
     is_own = protocol in (None, own_name) or chosen.fingerprint == record.protocol_fingerprint
     where = pick_device(device)
+    prompt = saved.tensors.get("ssf.prompt")
     with seeded(0, "replaced weights"):
         method = build_method(
             record.config,
             num_classes=len(record.classes),
             skeleton=record.skeleton,
             device=where,
-            language_width=tensors["ssf.prompt"].shape[1] if "ssf.prompt" in tensors else None,
+            language_width=prompt.shape[1] if prompt is not None else None,
         )
-    method.load_saved_state(tensors)
+    method.load_saved_state(saved.tensors)
     method.eval()
-    return LoadedRun(record, method, label, sha256_file(path), epochs, data, chosen, is_own, where)
+    return LoadedRun(record, method, label, saved.sha256, saved.epoch, data, chosen, is_own, where)
 
 
 def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:

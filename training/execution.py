@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from typing import Any
@@ -62,6 +63,17 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def release_memory() -> None:
+    """Give the memory of models that were dropped back to the device.
+
+    Wrappers of autocast keep a model in a cycle of references until Python's collector comes by;
+    the next run of a process, or another process, may need the room before.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def compile_encoder(method: Method, mode: str) -> None:

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 from datasets_build.bodies import SecondBody
 from datasets_build.joints import skeleton_from_json
-from datasets_build.manifest import read_json, sha256_file
+from datasets_build.manifest import read_json
 from datasets_build.settings import resolve
 from training.build import RunRecord, build_model, read_run
 from training.checkpoint import (
     ENVIRONMENT_FILE,
     MADE_BY,
     MODEL_FILE,
-    load_weights,
-    model_path,
+    SavedWeights,
+    load_saved_weights,
     read_request,
 )
 from training.config import DataConfig, ModelConfig
@@ -229,7 +229,7 @@ class SkeletonModel(nn.Module, PyTorchModelHubMixin, library_name="hocslm"):
         """
         run = Path(run)
         record = read_run(run)
-        weights = load_weights(run)
+        weights = load_saved_weights(run)
         config = record.config
         _, request = read_request(run)
         model = cls(
@@ -244,9 +244,9 @@ class SkeletonModel(nn.Module, PyTorchModelHubMixin, library_name="hocslm"):
                 "family": record.family,
                 "second_body": record.second_body,
             },
-            training=_training(record),
+            training=_training(record, weights),
         )
-        own = {name: value for name, value in weights.items() if name.startswith(_ENCODER)}
+        own = {name: value for name, value in weights.tensors.items() if name.startswith(_ENCODER)}
         copy_state(model.state_dict(), own, what=f"the checkpoint of {run}")
         return model.eval()
 
@@ -305,10 +305,10 @@ class SkeletonModel(nn.Module, PyTorchModelHubMixin, library_name="hocslm"):
         return model.to(map_location).eval()
 
 
-def _training(record: RunRecord) -> dict[str, Any]:
+def _training(record: RunRecord, weights: SavedWeights) -> dict[str, Any]:
     """JSON values for the card: data, recipe, where the weights come from, what they reach."""
     config, folder = record.config, record.folder
-    epochs, request = read_request(folder)
+    _, request = read_request(folder)
     environment = read_json(folder / ENVIRONMENT_FILE, made_by=MADE_BY)
     values = {
         "dataset": record.dataset_name,
@@ -319,7 +319,7 @@ def _training(record: RunRecord) -> dict[str, Any]:
         "optimizer": config.optim.name,
         "lr": config.optim.lr,
         "batch_size": config.loop.batch_size,
-        "epochs": epochs,
+        "epochs": weights.epoch,
         "epochs_planned": config.loop.epochs,
         "seed": config.loop.seed,
         "git_commit": environment.get("git_commit"),
@@ -329,8 +329,8 @@ def _training(record: RunRecord) -> dict[str, Any]:
     if path.is_file():
         metrics = read_json(path, made_by="hoc evaluate")
         ours = {
-            "epochs": epochs,
-            "weights_sha256": sha256_file(model_path(folder)),
+            "epochs": weights.epoch,
+            "weights_sha256": weights.sha256,
             "dataset_fingerprint": record.dataset_fingerprint,
             "protocol": request["protocol"],
         }

@@ -132,11 +132,13 @@ def _read_scored(run: Path, split: Part, dataset: Path | None) -> _Scored:
             f"{metrics['dataset_fingerprint'][:12]}; {opened.folder} is another data set, or "
             "was built anew. Give the one that was scored as DATA"
         )
+    protocol = opened.protocol(record.config.data.protocol)  # a name, or the path of a file
+    record.check_protocol(protocol)
     return _Scored(
         of_sample=dict(zip(found.sample_ids, found.scores, strict=True)),
         action_ids=[entry["action_id"] for entry in record.classes],
         dataset=opened,
-        protocol=opened.protocol(metrics["protocol"]),
+        protocol=protocol,
         split=split,
     )
 

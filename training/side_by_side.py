@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from datasets_build.child_processes import follow_parent
 from datasets_build.progress import Progress
 from training.config import TrainConfig
+from training.termination import raised_sigterm
 from training.train import TrainSummary, run
 
 ItemT = TypeVar("ItemT")
@@ -86,7 +87,8 @@ def side_by_side(
 ) -> Generator[Event, None, None]:
     """Call `work` on every item, each in a process of its own, and hand on what they tell.
 
-    Closing the generator ends the processes that still run.
+    Closing the generator ends the processes that still run, and so does a SIGTERM, which those that
+    train hear too: they save, and the same command goes on.
 
     Args:
         work: a function of a module; what it takes and returns travels between processes.
@@ -100,36 +102,37 @@ def side_by_side(
     context = multiprocessing.get_context("spawn")
     waiting = dict(enumerate(items))
     running: dict[Connection, tuple[int, BaseProcess]] = {}
-    try:
-        while waiting or running:
-            for number, item in list(waiting.items()):
-                if len(running) == jobs:
-                    break
-                when = turn(item)
-                if when == "later":
-                    continue
-                del waiting[number]
-                if when == "never":
-                    continue
-                ours, theirs = context.Pipe(duplex=False)
-                process: BaseProcess = context.Process(
-                    target=_work, args=(number, work, item, theirs), daemon=True
-                )
-                process.start()
-                theirs.close()  # the process's copy is the only one left: the pipe ends with it
-                running[ours] = number, process
-            assert running or not waiting, "what waits is waiting for nothing"
-            ready = wait_for(list(running)) if running else []
-            for pipe in [pipe for pipe in running if pipe in ready]:
-                event = _receive(pipe, *running[pipe])
-                if event.kind in ("done", "failed"):
-                    _end(running.pop(pipe)[1])
-                yield event
-    finally:
-        for _, process in running.values():
-            process.terminate()  # once: a run that trains saves and leaves, at a second one at once
-        for _, process in running.values():
-            process.join()
+    with raised_sigterm():
+        try:
+            while waiting or running:
+                for number, item in list(waiting.items()):
+                    if len(running) == jobs:
+                        break
+                    when = turn(item)
+                    if when == "later":
+                        continue
+                    del waiting[number]
+                    if when == "never":
+                        continue
+                    ours, theirs = context.Pipe(duplex=False)
+                    process: BaseProcess = context.Process(
+                        target=_work, args=(number, work, item, theirs), daemon=True
+                    )
+                    process.start()
+                    theirs.close()  # the process's copy is the only one left: the pipe ends with it
+                    running[ours] = number, process
+                assert running or not waiting, "what waits is waiting for nothing"
+                ready = wait_for(list(running)) if running else []
+                for pipe in [pipe for pipe in running if pipe in ready]:
+                    event = _receive(pipe, *running[pipe])
+                    if event.kind in ("done", "failed"):
+                        _end(running.pop(pipe)[1])
+                    yield event
+        finally:
+            for _, process in running.values():
+                process.terminate()  # a run that trains saves and leaves
+            for _, process in running.values():
+                process.join()
 
 
 def _receive(pipe: Connection, number: int, process: BaseProcess) -> Event:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from datasets_build.bodies import BodySettings
 from datasets_build.formats import FORMATS, SkeletonFormat
 from datasets_build.protocols import ids_of_name
 from datasets_build.sources import ClipError, ClipFile, read_clip
@@ -38,6 +37,8 @@ class FileClip:
 def read_file_clip(path: Path, loaded: LoadedRun) -> FileClip:
     """Read one clip: a .skeleton file of NTU RGB+D or a .json file of Northwestern-UCLA.
 
+    Bodies are chosen as they were when the run's data set was built.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is of another kind or layout than the run's, or cannot be read.
@@ -53,7 +54,7 @@ def read_file_clip(path: Path, loaded: LoadedRun) -> FileClip:
         )
     try:
         file = ClipFile(path.parent, path.name, is_zipped=False, num_bytes=path.stat().st_size)
-        clip = found.read(read_clip(file), BodySettings())
+        clip = found.read(read_clip(file), loaded.dataset.bodies)
     except ClipError as error:
         raise ValueError(f"{path} is not a readable {found.suffix} file: {error}") from error
     ids = ids_of_name(path.name)

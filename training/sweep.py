@@ -26,6 +26,7 @@ from datasets_build.progress import Progress, SilentProgress
 from training import ensemble, evaluate, train
 from training.checkpoint import ENVIRONMENT_FILE, LAST, MADE_BY, MODEL_FILE, read_request
 from training.command_config import EnsembleConfig, EvaluateConfig, Rule, SweepConfig
+from training.execution import release_memory
 from training.loop import NonFiniteLossError
 from training.scores import SCORES_SHA256, metrics_file, scores_file
 from training.side_by_side import Turn, side_by_side
@@ -170,7 +171,7 @@ class _Sweep:
             runs = tuple(member.folder for member in members)
             settings = EnsembleConfig(runs=runs, rule=rule, out=folder)
             # The folder is the sweep's own: an ensemble of fewer or other streams gives way.
-            (folder / ensemble.ENSEMBLE_FILE).unlink(missing_ok=True)
+            ensemble.ensemble_file(folder, "test").unlink(missing_ok=True)
             summary = ensemble.run(settings, SilentProgress())
             weights = {member.stream: member.weight for member in summary.members}
             found = summary.accuracy
@@ -199,6 +200,8 @@ def measure(planned: PlannedRun, progress: Progress) -> RunResult:
             reached = Reached(found.top1, found.top5, found.mean_class)
     except Exception as error:
         return _failed(planned, error)
+    finally:
+        release_memory()
     return RunResult(
         planned.row,
         planned.stream,

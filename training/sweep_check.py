@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-
 import torch
 
 from datasets_build.dataset import SkeletonDataset
 from training import train
 from training.build import build_method, build_model, language_model_identity, pick_device
 from training.config import TrainConfig
+from training.execution import release_memory
 from training.seeding import seeded
 from training.sweep_plan import SweepPlan
 
@@ -127,6 +126,4 @@ def _load_language_models(readers: list[TrainConfig], dataset: SkeletonDataset) 
                 skeleton=dataset.skeleton,
                 device=pick_device(config.loop.device),
             )
-    if torch.cuda.is_initialized():  # its room is for the runs, which may be other processes
-        gc.collect()
-        torch.cuda.empty_cache()
+    release_memory()  # its room is for the runs, which may be other processes

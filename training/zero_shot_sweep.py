@@ -19,6 +19,7 @@ from training import train, zero_shot
 from training.class_sentences import ClassSentences, read_class_sentences
 from training.command_config import ZeroShotSweepConfig
 from training.config import TrainConfig
+from training.execution import release_memory
 from training.loop import NonFiniteLossError
 from training.side_by_side import side_by_side
 from training.zero_shot_plan import PlannedSplit, plan_splits
@@ -71,6 +72,8 @@ def measure(plan: PlannedSplit, progress: Progress) -> SplitResult:
         result = result or zero_shot.run(plan.score, progress)
     except Exception as error:
         return _failed(plan, error)
+    finally:
+        release_memory()
     return SplitResult(plan.name, plan.unseen, plan.score.run, result, seconds)
 
 
@@ -128,6 +131,7 @@ def _check(plan: PlannedSplit) -> None:
                 f"{theirs!r}; give both the same (--set data.{key}=VALUE is for both)"
             )
     shapes = [_encoder_shapes(stage) for stage in plan.stages]
+    release_memory()  # its room is for the runs, which may be other processes
     if shapes[0] != shapes[1]:
         raise ValueError(
             "stage-one starts from stage-zero, whose network is another one; give both the same "

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from datasets_build import schema
-from datasets_build.bodies import centred
+from datasets_build.bodies import BodySettings, centred
 from datasets_build.build import run
 from datasets_build.config import BuildConfig
 from datasets_build.ctrgcn import export_ctrgcn, open_ctrgcn, original_order
@@ -89,7 +89,7 @@ def dataset(tmp_path: Path) -> Callable[..., SkeletonDataset]:
             classes=tuple(ClassEntry(i, i + 1, f"action {i}") for i in range(num_classes)),
             num_rows=len(rows),
             num_captions=0,
-            second_body="original",
+            bodies=BodySettings(),
             fingerprint="",
             shards=tuple(
                 write_shard(folder / f"part-{i:05d}.arrow", table) for i, table in enumerate(tables)
@@ -292,7 +292,9 @@ def test_the_120_classes_hold_a_copy_of_an_only_body(dataset, tmp_path):
     source = open_ctrgcn(tmp_path / "a.npz", names=names, class_names=None)
     assert source.clip(0).joints.shape == (1, 8, 25, 3)
     source.close()
-    zeros = export(replace(data, second_body="zeros"), tmp_path / "b.npz", "ntu120-xsub")
+    zeros = export(
+        replace(data, bodies=BodySettings(second_body="zeros")), tmp_path / "b.npz", "ntu120-xsub"
+    )
     assert not zeros["x_train"].reshape(2, 300, 2, 75)[:, :, 1].any()
 
 

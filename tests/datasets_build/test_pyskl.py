@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from datasets_build import schema
+from datasets_build.bodies import BodySettings
 from datasets_build.dataset import ClassEntry, SkeletonDataset
 from datasets_build.joints import COCO_17, NTU_25, UCLA_20, Skeleton
 from datasets_build.ntu import MAX_COORDINATE_M
@@ -449,7 +450,7 @@ def dataset_of(folder: Path, *tables: pa.Table, skeleton: Skeleton = NTU_25) -> 
         classes=tuple(ClassEntry(i, i + 1, f"action {i}") for i in range(60)),
         num_rows=sum(table.num_rows for table in tables),
         num_captions=0,
-        second_body="original",
+        bodies=BodySettings(),
         fingerprint="",
         shards=tuple(write_shard(folder / f"part-{i}.arrow", t) for i, t in enumerate(tables)),
     )

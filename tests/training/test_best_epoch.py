@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from datasets_build.manifest import sha256_file
 from datasets_build.progress import SilentProgress
+from training import best_epoch
 from training.best_epoch import forget_best, load_best, read_best, save_best
 from training.command_config import EvaluateConfig
 from training.config import TrainConfig
@@ -27,9 +30,28 @@ def test_only_better_epochs_replace_the_best_and_equal_ones_do_not(tmp_path: Pat
     assert kept == [True, False, True, False]
     best = read_best(tmp_path)
     assert (best.epoch, best.value, best.split) == (3, 0.75, "validation")
-    loaded = load_best(tmp_path)
-    assert all(torch.equal(loaded[name], value) for name, value in weights(3).items())
+    found, saved = load_best(tmp_path)
+    assert found == best
+    assert all(torch.equal(saved.tensors[name], value) for name, value in weights(3).items())
+    assert (saved.sha256, saved.epoch) == (sha256_file(best.path), 3)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["model.safetensors"]
+
+
+def test_best_weights_that_a_run_replaces_meanwhile_are_all_of_one_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_best(tmp_path, weights(1), epoch=1, value=0.1, split="test")
+
+    def replacing(path: Path) -> dict[str, torch.Tensor]:
+        found = load_file(path)
+        save_best(tmp_path, weights(2), epoch=2, value=0.2, split="test")
+        return found
+
+    monkeypatch.setattr(best_epoch, "load_file", replacing)
+    best, saved = load_best(tmp_path)
+    assert best.epoch == saved.epoch == 2
+    assert torch.equal(saved.tensors["bn.count"], torch.tensor(2))
+    assert saved.sha256 == sha256_file(best.path)
 
 
 def test_the_label_says_what_was_looked_at(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
+from datasets_build.bodies import BodySettings
 from datasets_build.joints import NTU_25, UCLA_20
 from datasets_build.manifest import sha256_file
 from datasets_build.progress import SilentProgress
@@ -317,6 +318,24 @@ def test_a_skeleton_file_is_centred_as_the_data_set_trained_on(
     assert ask(trained, skeletons=(file,)).descriptions[0].class_name == "sit down"
     x = stores[0].batch(stores[0].in_order(), training=False).x[0, 0].numpy()  # (T, V, C)
     np.testing.assert_allclose(x, joints - joints[0, NTU_25.centre], atol=2e-6)
+
+
+def test_bodies_of_a_skeleton_file_are_chosen_as_in_the_data_set(
+    trained: Path, tmp_path: Path
+) -> None:
+    joints = np.random.default_rng(0).normal(1, 0.1, (16, 25, 3))
+    file = write_skeleton(tmp_path / "S001C001P003R001A008.skeleton", joints)
+    lines = file.read_text().splitlines()
+    middle = 1 + 8 * 28  # a frame has 28 lines
+    file.write_text("\n".join(["20", *lines[1:middle], *"0000", *lines[middle:]]) + "\n")
+    loaded, _ = describe.load_text_run(trained, dataset=None, device="cpu")
+    kept = replace(loaded.dataset, bodies=BodySettings(keep_gaps=True))
+    without, with_gap = (
+        skeleton_files.read_file_clip(file, run).batch.x[0, 0]  # (T, V, C)
+        for run in (loaded, replace(loaded, dataset=kept))
+    )
+    assert (without.abs().sum(dim=(-1, -2)) > 0).all()
+    assert not torch.allclose(with_gap, without)
 
 
 def test_a_run_that_learned_no_text_is_refused(recipe: Callable[..., TrainConfig]) -> None:

@@ -155,6 +155,25 @@ def test_only_an_ensemble_of_the_same_runs_is_replaced(
     run(Path("a"), Path("b"))
 
 
+def test_an_ensemble_of_another_split_has_a_file_of_its_own(tmp_path: Path) -> None:
+    runs = []
+    for name in "ab":
+        runs.append(make_run(tmp_path / name, ["x"], [0], [[1, 0, 0]]))
+        make_run(tmp_path / name, ["y", "z"], [0, 1], [[1, 0, 0], [1, 0, 0]], split="train")
+    run(*runs)
+    before = (tmp_path / "sum" / "ensemble.json").read_bytes()
+    run(*runs, split="train")
+    assert (tmp_path / "sum" / "ensemble.json").read_bytes() == before
+    record = json.loads((tmp_path / "sum" / "ensemble-train.json").read_text())
+    assert (record["split"], record["top1"]) == ("train", 0.5)
+    other = make_run(tmp_path / "c", ["x"], [0], [[1, 0, 0]])
+    (tmp_path / "sum" / "ensemble.json").unlink()
+    with pytest.raises(ValueError, match="holds the ensemble of other runs"):
+        run(runs[0], other)
+    with pytest.raises(ValueError, match="is an ensemble; give its members"):
+        run(runs[0], tmp_path / "sum")
+
+
 def test_scores_that_are_not_those_of_the_evaluation_are_refused(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", ["x"], [0], [[1, 0, 0]], scores_sha256="0" * 64)
     with pytest.raises(ValueError, match=r"its sha256 differs.*hoc evaluate .*a --split test"):

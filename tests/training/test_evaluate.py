@@ -4,7 +4,9 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +19,11 @@ from datasets_build.manifest import sha256_file
 from datasets_build.progress import SilentProgress
 from training import evaluate, loop, train
 from training.best_epoch import save_best
-from training.build import read_run
-from training.checkpoint import load_weights, model_path
+from training.build import build_method, read_run
+from training.checkpoint import load_checkpoint, load_weights, model_path, save_checkpoint
 from training.command_config import EvaluateConfig
 from training.config import TrainConfig
+from training.methods.method import Method
 from training.metrics import accuracy, confusion_matrix, top_k_share, worst_pairs
 from training.scores import read_evaluation, read_scores, write_scores
 
@@ -58,6 +61,28 @@ def test_evaluation_writes_scores_metrics_and_the_confusion_matrix(trained: Path
     assert sum(int(cell) for row in rows[1:] for cell in row[1:]) == 12
     assert (trained / "confusion-test.png").read_bytes().startswith(b"\x89PNG")
     assert all(path.is_file() for path in summary.files)
+
+
+def test_scores_are_told_by_the_weights_that_gave_them_while_the_run_goes_on(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_checkpoint(trained)
+    sha256 = sha256_file(model_path(trained))
+
+    def meanwhile(*arguments: Any, **options: Any) -> Method:
+        zeros = {name: torch.zeros_like(value) for name, value in before.weights.items()}
+        save_checkpoint(trained, replace(before, weights=zeros, epoch=5))
+        return build_method(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "build_method", meanwhile)
+        summary = evaluate.run(EvaluateConfig(run=trained, device="cpu"), SilentProgress())
+    record = json.loads((trained / "metrics.json").read_text())
+    assert (record["weights_sha256"], record["epochs"]) == (sha256, 6)
+    assert summary.weights == "last epoch"
+    now = evaluate.run(EvaluateConfig(run=trained, device="cpu"), SilentProgress())
+    assert now.weights == "unfinished run: 5 of 6 epochs are done"
+    save_checkpoint(trained, before)
 
 
 def test_evaluation_twice_gives_the_same_bytes_whatever_the_batch(trained: Path) -> None:

@@ -8,6 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F  # noqa: N812 - the name torch's users know
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
     MambaConfig,
@@ -371,6 +374,22 @@ def test_the_embedding_scale_is_their_root_mean_square(folders):
     model = FrozenLanguageModel.load(str(folders["text"]), dtype=torch.float32)
     weight = model.modules_and_head()[1].weight
     assert model.embedding_scale == pytest.approx(float(weight.square().mean().sqrt()))
+
+
+def test_the_embedding_scale_counts_what_a_model_scales_itself(tmp_path):
+    num_words = save_tokenizer(tmp_path)
+    config = Gemma3TextConfig(vocab_size=num_words, **SIZES)
+    Gemma3ForCausalLM(config).save_pretrained(str(tmp_path))
+    model = FrozenLanguageModel.load(str(tmp_path), dtype=torch.float32)
+    embedded = model.modules_and_head()[1](torch.arange(num_words))
+    assert model.embedding_scale == pytest.approx(float(embedded.square().mean().sqrt()), rel=1e-4)
+
+
+def test_a_head_outside_the_devices_is_refused(folders):
+    model = AutoModelForCausalLM.from_pretrained(str(folders["text"]))
+    model.get_output_embeddings().to("meta")
+    with pytest.raises(ValueError, match=r"does not fit: .* choose a smaller model"):
+        language_model_files._check_head("big", model)
 
 
 def test_the_identity_follows_the_weights(folders, tmp_path):

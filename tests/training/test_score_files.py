@@ -193,6 +193,24 @@ def test_nwucla_scores_follow_the_list_that_the_ensemble_reads(
     assert all(row.shape == (10,) for row in scores.values())
 
 
+def test_a_protocol_from_a_file_of_its_own_is_found_again(
+    recipe: Callable[..., TrainConfig], run: Path, tmp_path: Path
+) -> None:
+    rule = tmp_path / "mine.toml"
+    rule.write_text(
+        'name = "mine"\ndataset = "ntu"\nnum_classes = 60\nsplit_by = "subject_id"\n'
+        "train = [1, 2]\ntest = [3]\n"
+    )
+    config = recipe(data={"protocol": str(rule)}, loop={"epochs": 1})
+    train.run(config, SilentProgress())
+    evaluate.run(EvaluateConfig(run=config.out, device="cpu"), SilentProgress())
+    export_scores(config.out, tmp_path / "s.pkl", format="pyskl-pkl")
+    assert len(arrays(read_pickle(tmp_path / "s.pkl"))) == 12
+    rule.write_text(rule.read_text().replace("[3]", "[3, 4]"))
+    with pytest.raises(ValueError, match="mine"):
+        export_scores(config.out, tmp_path / "t.pkl", format="pyskl-pkl")
+
+
 def test_scores_that_were_replaced_are_not_exported(run: Path, tmp_path: Path) -> None:
     path = run / "scores-test.parquet"
     before = path.read_bytes()

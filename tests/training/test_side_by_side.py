@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from datasets_build.progress import SilentProgress
-from training.checkpoint import load_weights
+from training.checkpoint import load_checkpoint, load_weights
 from training.config import TrainConfig
 from training.side_by_side import train_side_by_side
 from training.train import run
@@ -55,3 +61,51 @@ def test_the_error_of_a_run_is_raised_here(recipe: Recipe) -> None:
     wrong = recipe("wrong", data={"protocol": "no-such"})
     with pytest.raises(ValueError, match="no-such"):
         train_side_by_side([recipe("right"), wrong], SilentProgress())
+
+
+ENDLESS = """
+from pathlib import Path
+from datasets_build.progress import SilentProgress
+from training.config import TrainConfig
+from training.side_by_side import train_side_by_side
+
+if __name__ == "__main__":
+    configs = [TrainConfig.model_validate_json(Path(p).read_text()) for p in {paths}]
+    train_side_by_side(configs, SilentProgress())
+"""
+
+
+@pytest.mark.parametrize("is_group", [False, True], ids=["parent", "group"])
+def test_runs_save_where_a_sigterm_comes_to_their_parent_or_to_all(
+    recipe: Recipe, tmp_path: Path, is_group: bool
+) -> None:
+    """As `kill` and as a batch system send it."""
+    loop = {"epochs": 100_000, "checkpoint_every_epochs": 100_000, "log_every_steps": 1}
+    configs = [recipe(f"run{seed}", loop={**loop, "seed": seed}, **SMALL) for seed in (1, 2)]
+    paths = []
+    for config in configs:
+        paths.append(str(tmp_path / f"{config.out.name}.json"))
+        Path(paths[-1]).write_text(config.model_dump_json())
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS.format(paths=paths))
+    root = Path(__file__).resolve().parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        start_new_session=True,
+    )
+    try:
+        logs = [config.out / "metrics.jsonl" for config in configs]
+        deadline = time.monotonic() + 100
+        while not all(log.is_file() and log.stat().st_size for log in logs):
+            assert parent.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (os.killpg if is_group else os.kill)(parent.pid, signal.SIGTERM)
+        assert parent.wait(60) == 143
+    finally:
+        if parent.poll() is None:
+            os.killpg(parent.pid, signal.SIGKILL)
+    for config in configs:
+        num_lines = len((config.out / "metrics.jsonl").read_text().splitlines())
+        assert load_checkpoint(config.out).step == num_lines  # a line a step: none is lost

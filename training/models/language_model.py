@@ -108,10 +108,14 @@ class FrozenLanguageModel:
 
     @cached_property
     def embedding_scale(self) -> float:
-        """Root mean square of the token embeddings."""
+        """Root mean square of the token embeddings as the decoder gets them."""
         weight = next(self._embedding.parameters())
-        norm = torch.linalg.vector_norm(weight, dtype=loss_dtype(weight))
-        return float(norm) / math.sqrt(weight.numel())
+        dtype = loss_dtype(weight)
+        norm = torch.linalg.vector_norm(weight, dtype=dtype)
+        some = torch.arange(min(256, len(weight)), device=weight.device)
+        # 1 but for models that scale what they look up (Gemma)
+        factor = self._embedding(some).to(dtype).norm() / weight[some].to(dtype).norm()
+        return float(norm) * float(factor) / math.sqrt(weight.numel())
 
     @property
     def device(self) -> torch.device:

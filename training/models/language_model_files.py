@@ -187,6 +187,12 @@ def _check_head(name: str, model: Any) -> None:
             "causal language model or a vision-language model with a text decoder"
         )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if any(p.device.type == "meta" for part in (embedding, head) for p in part.parameters()):
+        raise ValueError(
+            f"language model {name!r} does not fit: its token embedding or output head would lie "
+            "outside the devices, where the caption loss cannot use them; choose a smaller model, "
+            "method.language_model_dtype = 8bit or 4bit, or more GPUs"
+        )
     with torch.no_grad():
         words = torch.arange(4, device=next(embedding.parameters()).device)
         embedded = embedding(words % len(head.weight))[None]  # (1, 4, D)
