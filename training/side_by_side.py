@@ -1,12 +1,13 @@
 """Several training runs at once on one machine, each in a process of its own.
 
 For small models on a CPU: their operations are too small to share cores, so two runs on one thread
-each take as long as one run on two. On a GPU the processes share it.
+each take as long as one run on two. Several GPUs are shared out; one is shared by all.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, TypeVar
+
+import torch
 
 from datasets_build.child_processes import follow_parent
 from datasets_build.progress import Progress
@@ -67,15 +70,44 @@ class _Relay:
 
 
 def _work(
-    number: int, work: Callable[[ItemT, Progress], Any], item: ItemT, pipe: Connection
+    number: int,
+    work: Callable[[ItemT, Progress], Any],
+    item: ItemT,
+    pipe: Connection,
+    gpus: str | None,
 ) -> None:
     """One item."""
     follow_parent()
+    if gpus is not None:  # nothing has asked for CUDA yet
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     try:
         event = Event(number, "done", work(item, _Relay(number, pipe)))
     except Exception as error:
         event = Event(number, "failed", error)
     pipe.send(event)
+
+
+def gpus_of(slot: int, *, jobs: int) -> str | None:
+    """What CUDA_VISIBLE_DEVICES should be for one of several processes.
+
+    Each has an equal share of the GPUs, one at least: its run is on the first, and a language model
+    may be spread over all (`method.language_model_device_map`).
+
+    Args:
+        slot: 0 .. jobs - 1.
+        jobs: processes at a time.
+
+    Returns:
+        None where there is one GPU or none.
+    """
+    count = torch.cuda.device_count()
+    if count < 2:
+        return None
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(index) for index in range(count)]
+    share = max(1, count // jobs)
+    first = slot * share % count
+    return ",".join(names[first : first + share])
 
 
 def side_by_side(
@@ -101,7 +133,7 @@ def side_by_side(
     # spawn: the caller may have loaded torch, whose threads do not survive a fork
     context = multiprocessing.get_context("spawn")
     waiting = dict(enumerate(items))
-    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    running: dict[Connection, tuple[int, int, BaseProcess]] = {}  # number, slot
     with raised_sigterm():
         try:
             while waiting or running:
@@ -115,23 +147,27 @@ def side_by_side(
                     if when == "never":
                         continue
                     ours, theirs = context.Pipe(duplex=False)
+                    slot = min(set(range(jobs)) - {taken for _, taken, _ in running.values()})
+                    gpus = gpus_of(slot, jobs=jobs)
                     process: BaseProcess = context.Process(
-                        target=_work, args=(number, work, item, theirs), daemon=True
+                        target=_work, args=(number, work, item, theirs, gpus), daemon=True
                     )
                     process.start()
                     theirs.close()  # the process's copy is the only one left: the pipe ends with it
-                    running[ours] = number, process
+                    running[ours] = number, slot, process
                 assert running or not waiting, "what waits is waiting for nothing"
                 ready = wait_for(list(running)) if running else []
                 for pipe in [pipe for pipe in running if pipe in ready]:
-                    event = _receive(pipe, *running[pipe])
+                    number, _, process = running[pipe]
+                    event = _receive(pipe, number, process)
                     if event.kind in ("done", "failed"):
-                        _end(running.pop(pipe)[1])
+                        del running[pipe]
+                        _end(process)
                     yield event
         finally:
-            for _, process in running.values():
+            for *_, process in running.values():
                 process.terminate()  # a run that trains saves and leaves
-            for _, process in running.values():
+            for *_, process in running.values():
                 process.join()
 
 

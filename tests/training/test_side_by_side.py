@@ -6,16 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from datasets_build.progress import SilentProgress
+from datasets_build.progress import Progress, SilentProgress
 from training.checkpoint import load_checkpoint, load_weights
 from training.config import TrainConfig
-from training.side_by_side import train_side_by_side
+from training.side_by_side import gpus_of, side_by_side, train_side_by_side
 from training.train import run
 
 Recipe = Callable[..., TrainConfig]
@@ -61,6 +62,28 @@ def test_the_error_of_a_run_is_raised_here(recipe: Recipe) -> None:
     wrong = recipe("wrong", data={"protocol": "no-such"})
     with pytest.raises(ValueError, match="no-such"):
         train_side_by_side([recipe("right"), wrong], SilentProgress())
+
+
+def visible(number: int, progress: Progress) -> str | None:
+    progress.message("begun")
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_several_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [gpus_of(slot, jobs=2) for slot in range(2)] == ["0,1,2,3", "4,5,6,7"]
+    assert [gpus_of(slot, jobs=3) for slot in range(3)] == ["0,1", "2,3", "4,5"]
+    assert [gpus_of(slot, jobs=10) for slot in (0, 7, 8, 9)] == ["0", "7", "0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    # Three items on two GPUs: the third takes that of the item that ended first.
+    with closing(side_by_side(visible, range(3), jobs=2)) as events:
+        found = [event.value for event in events if event.kind == "done"]
+    assert {"5", "7"} == set(found)
+    assert len(found) == 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert gpus_of(1, jobs=2) is None
 
 
 ENDLESS = """
