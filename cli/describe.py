@@ -190,6 +190,7 @@ def _print_naming(title: str, naming: Any) -> None:
     ]
     if naming.references_right is not None:
         rows.append(("captions that name the right action", f"{naming.references_right:.1%}"))
+        rows.append(("captions that name it and no other", f"{naming.references_only:.1%}"))
     rows += [
         (f"{pair.truth}, called {pair.taken_for}", pair.num_samples)
         for pair in naming.confused[:NUM_SHOWN]

@@ -90,8 +90,11 @@ def stem(word: str) -> str:
 def label_phrases(class_name: str) -> tuple[str, ...]:
     """A class name as a caption would copy it, in lower case, without brackets.
 
-    "put on a hat/cap" gives "put on a hat" and "put on a cap".
+    "put on a hat/cap" gives "put on a hat" and "put on a cap". Of NTU's names "nod head/bow" alone
+    parts phrases and not words.
     """
+    if class_name == "nod head/bow":
+        return "nod head", "bow"
     plain = re.sub(r"\s*\(.*?\)", "", class_name)
     choices = re.fullmatch(r"(.*?)([^\s/]+)/([^\s/]+)(.*)", plain)
     if choices is None:

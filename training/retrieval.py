@@ -240,6 +240,7 @@ def _write(summary: RetrieveSummary, config: RetrieveConfig, loaded: LoadedRun) 
                 "texts": texts or "captions of the split",
                 "num_samples": config.num_samples,
                 "seed": config.seed,
+                "batch_size": config.batch_size,
                 "prompt_ids": list(loaded.record.config.method.prompt_ids),
                 "max_caption_tokens": loaded.record.config.method.max_caption_tokens,
             },

@@ -55,9 +55,10 @@ NamedIn = Callable[[str], Named]
 class ClassPhrases:
     """Finds the classes that a text names.
 
-    A longer phrase names more specifically; of equally long ones (counted in words that are not
-    small) a class's own name does so more than a synonym. "Carries a box" thus names "carry", and
-    less specifically a class that has "carry" among its synonyms.
+    A class's own name names more specifically than a synonym of another, unless that says more: it
+    holds all words of a name that the text holds, and others ("throws up" with "throw" and, of
+    another class, "throw up"). Among names, and among synonyms, those of more words (small ones not
+    counted) are more specific.
     """
 
     def __init__(self, names: Sequence[str], synonyms: Sequence[Sequence[str]] = ()) -> None:
@@ -74,20 +75,23 @@ class ClassPhrases:
             for phrase, is_name in (*others, *own):
                 if stems := _stems(phrase):
                     best[label, stems] = is_name
-        self._phrases = [
-            (label, stems, (len(stems), is_name)) for (label, stems), is_name in best.items()
-        ]
+        self._phrases = [(label, stems, is_name) for (label, stems), is_name in best.items()]
 
     def __call__(self, text: str) -> Named:
         """The classes that a text names."""
         sentences = [_stems(part) for part in _SENTENCE_END.split(text)]
-        found: dict[int, tuple[int, bool]] = {}
-        for label, stems, specificity in self._phrases:
-            if any(stems <= words for words in sentences):
-                found[label] = max(specificity, found.get(label, (0, False)))
-        top = max(found.values(), default=None)
-        labels = sorted(found)
-        return Named(tuple(labels), tuple(label for label in labels if found[label] == top))
+        phrases = [
+            phrase for phrase in self._phrases if any(phrase[1] <= words for words in sentences)
+        ]
+        names = [stems for _, stems, is_name in phrases if is_name]
+        ranks: dict[int, tuple[bool, int, bool]] = {}
+        for label, stems, is_name in phrases:
+            says_more = is_name or any(name < stems for name in names)
+            rank = says_more, len(stems), is_name
+            ranks[label] = max(rank, ranks.get(label, rank))
+        top = max(ranks.values(), default=None)
+        labels = sorted(ranks)
+        return Named(tuple(labels), tuple(label for label in labels if ranks[label] == top))
 
 
 def class_phrases(dataset: SkeletonDataset, synonym_files: Sequence[Path]) -> ClassPhrases:
@@ -165,6 +169,7 @@ class Naming:
         head_right: share of the samples that the head predicts right.
         references_right: share of the reference captions that name the right class, by the rule of
             `right`; None without references.
+        references_only: share of them that name the right class and no other at all.
         per_class: of the classes that occur, in label order.
         confused: true class and class named most specifically instead, most frequent first; a
             text that names several others equally counts for each.
@@ -178,6 +183,7 @@ class Naming:
     agrees_with_head: float
     head_right: float
     references_right: float | None
+    references_only: float | None
     per_class: tuple[ClassNaming, ...]
     confused: tuple[ConfusedPair, ...]
 
@@ -204,9 +210,7 @@ def judge(
         class_names: in label order.
     """
     judged = list(zip(named, labels, strict=True))
-    told = [
-        label in own.best for owns, label in zip(references, labels, strict=True) for own in owns
-    ]
+    told = [(own, label) for owns, label in zip(references, labels, strict=True) for own in owns]
     wrong = [(label, best) for own, label in judged if label not in own.best for best in own.best]
     agrees = [given in own.best for own, given in zip(named, predicted, strict=True)]
     hits = [given == label for given, label in zip(predicted, labels, strict=True)]
@@ -224,13 +228,18 @@ def judge(
         none=sum(entry.none for entry in per_class) / total,
         agrees_with_head=sum(agrees) / total,
         head_right=sum(hits) / total,
-        references_right=sum(told) / len(told) if told else None,
+        references_right=_share([label in own.best for own, label in told]),
+        references_only=_share([own.labels == (label,) for own, label in told]),
         per_class=tuple(entry for entry in per_class if entry.samples),
         confused=tuple(
             ConfusedPair(class_names[t], class_names[g], count, count / num_samples[class_names[t]])
             for (t, g), count in sorted(Counter(wrong).items(), key=lambda item: (-item[1], item))
         ),
     )
+
+
+def _share(hits: Sequence[bool]) -> float | None:
+    return sum(hits) / len(hits) if hits else None
 
 
 def _of_class(name: str, named: Sequence[Named], label: int) -> ClassNaming:

@@ -38,6 +38,7 @@ class TextScores:
         references: references in all.
         bleu: BLEU-4 in [0, 1]; None where sacrebleu is not installed.
         chrf: chrF in [0, 1]; None as well.
+        signatures: sacreBLEU's own words for the two; empty as well.
         rouge_l: ROUGE-L F1 in [0, 1].
         cider_d: CIDEr-D in [0, 10]; 0 by definition for a single sample.
     """
@@ -48,6 +49,7 @@ class TextScores:
     chrf: float | None
     rouge_l: float
     cider_d: float
+    signatures: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -79,7 +81,7 @@ def text_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Te
     if not pairs:
         return None
     given, wanted = [text for text, _ in pairs], [own for _, own in pairs]
-    bleu, chrf = _of_sacrebleu(given, wanted) if has_library() else (None, None)
+    bleu, chrf, signatures = _of_sacrebleu(given, wanted) if has_library() else (None, None, ())
     return TextScores(
         samples=len(given),
         references=sum(map(len, wanted)),
@@ -87,18 +89,22 @@ def text_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Te
         chrf=chrf,
         rouge_l=rouge_l(given, wanted),
         cider_d=cider_d(given, wanted),
+        signatures=signatures,
     )
 
 
-def _of_sacrebleu(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """BLEU and chrF of texts with at least one reference each."""
+def _of_sacrebleu(
+    given: Sequence[str], wanted: Sequence[Sequence[str]]
+) -> tuple[float, float, tuple[str, str]]:
+    """BLEU, chrF and their signatures, of texts with at least one reference each."""
     from sacrebleu import BLEU, CHRF
 
     most = max(map(len, wanted))
     # The k-th references of all samples; None is sacreBLEU's word for "no such one".
     streams: Any = [[own[k] if k < len(own) else None for own in wanted] for k in range(most)]
-    bleu = BLEU(lowercase=True).corpus_score(given, streams).score / 100
-    return bleu, CHRF(lowercase=True).corpus_score(given, streams).score / 100
+    bleu, chrf = BLEU(lowercase=True), CHRF(lowercase=True)
+    shares = [metric.corpus_score(given, streams).score / 100 for metric in (bleu, chrf)]
+    return shares[0], shares[1], (f"BLEU {bleu.get_signature()}", f"chrF {chrf.get_signature()}")
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:

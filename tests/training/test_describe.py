@@ -85,7 +85,8 @@ def test_a_whole_split_is_described_measured_and_written(trained: Path) -> None:
     assert record["naming"]["right"] == summary.share_named
     assert record["descriptions_sha256"] == sha256_file(table_file)
     assert record["settings"] == {
-        "max_new_tokens": 8, "num_beams": 1, "synonyms": {}, "sentences": {}, "prompt_ids": []
+        "max_new_tokens": 8, "num_beams": 1, "synonyms": {}, "sentences": {}, "prompt_ids": [],
+        "max_caption_tokens": 12,
     }  # fmt: skip
     assert "descriptions" not in record
 

@@ -49,6 +49,18 @@ def test_a_longer_phrase_is_more_specific_and_a_name_beats_a_synonym() -> None:
     assert phrases("He carries it.") == Named((2, 3), (2,))
     assert phrases("He tosses it.") == Named((0, 3), (0, 3))
     assert phrases("He sleeps.") == Named()
+    phrases = ClassPhrases(
+        ["throw", "nausea", "carry", "donning"], [["cast"], ["throw up"], ["bear"], ["puts on"]]
+    )
+    assert phrases("She throws up.") == Named((0, 1), (1,))  # says more than the name
+    assert phrases("She carries a box and puts it on a table.") == Named((2, 3), (2,))
+    assert phrases("She puts a coat on.") == Named((3,), (3,))
+
+
+def test_a_name_of_two_phrases_is_found_by_either() -> None:
+    phrases = ClassPhrases(ntu_class_names())
+    for text in ("A person bows.", "A person nods the head."):
+        assert phrases(text).best == (34,)
 
 
 def test_a_synonym_that_is_the_class_name_counts_as_the_name() -> None:
@@ -88,6 +100,7 @@ def test_texts_are_counted_as_right_only_several_none_and_confused() -> None:
     assert found.agrees_with_head == pytest.approx(4 / 6)
     assert found.head_right == pytest.approx(4 / 6)
     assert found.references_right == pytest.approx(2 / 3)
+    assert found.references_only == pytest.approx(2 / 3)
     assert [(c.name, c.samples, c.right, c.only, c.several, c.none) for c in found.per_class] == [
         ("a", 4, 2, 1, 2, 1),
         ("b", 2, 0, 0, 0, 0),
@@ -118,3 +131,5 @@ def test_real_class_sentences_name_their_class() -> None:
     phrases = ClassPhrases(UCLA, [line.split(",")[1:] for line in lists])
     texts = [sentence.split(";", 1)[1] for sentence in sentences]
     assert all(label in phrases(text).best for label, text in enumerate(texts))
+    # It holds the words of "lift up", of another class.
+    assert phrases("Doffing: the hand reaches up, the man lifts his leg.").best == (7,)
