@@ -34,14 +34,8 @@ def noted_sigterm() -> Iterator[Callable[[], bool]]:
         elif time.monotonic() - first > _SAME_S:
             raise SystemExit(EXIT_CODE)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGTERM, note)
-    try:
+    with _handled(note):
         yield lambda: first is not None
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager
@@ -54,10 +48,17 @@ def raised_sigterm() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(EXIT_CODE)
 
+    with _handled(leave):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within it SIGTERM calls the handler; nothing changes outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
