@@ -6,8 +6,8 @@
 Needs the real files of ../shared; the sets are made of them under new NTU names, as copies
 (`files`: nothing stays in the processor's caches) or as hard links (`memory`).
 `files` times, in turn: (1) file to row in one process held on one CPU: read, parse, choose bodies,
-make the table; (2) a plain parser, line by line with readline, split and float, as protocols.md
-tells of the original's, on the same CPU; (3) `hoc build-dataset` with one and two workers, from the
+make the table; (2) a plain parser, line by line with readline, split and float, as the
+original's, on the same CPU; (3) `hoc build-dataset` with one and two workers, from the
 start of the process to its end. Each is given by the clock and by the CPU time it took, which
 other programs disturb less. `memory` runs `hoc build-dataset` with the default settings and
 follows the peak of every process (VmHWM) and the highest sum over them at one time.

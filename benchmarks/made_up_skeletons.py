@@ -22,8 +22,8 @@ from training.skeleton_data import SkeletonStore
 class Shape:
     """What a batch looks like, and what the original took on 2 threads of a quiet machine.
 
-    The published figures are those of shared/design/protocols.md section 10: ms a sample at batch
-    16 of a training step (a middle of 70-76 for NW-UCLA) and of a forward pass.
+    The figures were measured for it once: ms a sample at batch 16 of a training step (a middle of
+    70-76 for NW-UCLA) and of a forward pass.
     """
 
     skeleton: Skeleton

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from datasets_build.child_processes import available_cores
 from datasets_build.settings import Settings
 
 MAX_DECODERS = 32  # our choice: 1080p NTU clips for more than one GPU; each takes about 100 MB
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _as_tuple(value: Any) -> Any:

@@ -16,10 +16,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from captioning.config import CaptionConfig, available_cores
+from captioning.config import CaptionConfig
 from captioning.plan import Plan
 from captioning.results import recorded_config, unfinished_shards
 from captioning.run import Distribute
+from datasets_build.child_processes import available_cores
 from datasets_build.progress import Progress
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import typer
 
 from cli import console
 from cli.options import JsonOption
+from datasets_build.child_processes import available_cores
 
 if TYPE_CHECKING:
     from datasets_build.progress import Progress
@@ -46,7 +46,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the made-up clips and of the training.")] = 0,
     workers: Annotated[
         int, typer.Option(help="Processes for rendering, decoding and reading.")
-    ] = min(8, os.cpu_count() or 1),
+    ] = min(8, available_cores()),
     json_output: JsonOption = False,
 ) -> None:
     """Run the whole chain on a made-up NTU-like set: offline, without a GPU, in minutes.

@@ -15,6 +15,7 @@ import typer
 
 from cli import console
 from cli.options import JsonOption
+from datasets_build.child_processes import available_cores
 
 State = Literal["ok", "optional", "missing"]
 
@@ -74,7 +75,7 @@ def _version(package: str) -> str | None:
 def check_machine() -> list[Finding]:
     """Python, processor cores, memory and free disk of the current folder."""
     findings = [Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     free = shutil.disk_usage(Path.cwd()).free / _GIB
     findings.append(Finding("processor", "ok", f"{cores} cores, {memory:.0f} GiB memory"))

@@ -10,6 +10,7 @@ import typer
 
 from cli import console
 from cli.options import JsonOption
+from datasets_build.child_processes import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,7 +81,6 @@ def probe(
     Exit code 0, whatever is found. With --audit-reader it tells, for each file, which frames that
     reader would have returned wrong, and which ones came instead.
     """
-    from captioning.config import available_cores
     from captioning.decode_pool import DecodePool
     from captioning.inputs import collect_videos
     from captioning.probe import probe_videos

@@ -31,7 +31,7 @@ def sweep(
     table: Annotated[
         int | None,
         typer.Option(
-            help="A table of the paper, 4, 5 or 6, on NTU60: --table 6 is the sweep table-6. On "
+            help="A table of the paper, 4 to 7, on NTU60: --table 6 is the sweep table-6. On "
             "NW-UCLA: SWEEP table-6-nw-ucla."
         ),
     ] = None,
@@ -43,7 +43,7 @@ def sweep(
     protocol: Annotated[str | None, typer.Option(help="Split rule; see hoc protocols.")] = None,
     jobs: Annotated[
         int,
-        typer.Option(help="Runs at a time, each in a process; they share the cores or the GPU."),
+        typer.Option(help="Runs at a time, each in a process; they share cores and GPUs."),
     ] = 1,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     set_values: Annotated[

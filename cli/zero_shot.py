@@ -101,7 +101,7 @@ def zero_shot_sweep(
     ] = "nw-ucla-zero-shot",
     jobs: Annotated[
         int,
-        typer.Option(help="Splits at a time, each in a process; they share the cores or the GPU."),
+        typer.Option(help="Splits at a time, each in a process; they share cores and GPUs."),
     ] = 1,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     set_values: Annotated[

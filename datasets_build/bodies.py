@@ -1,8 +1,8 @@
 """Denoising and selection of bodies as CTR-GCN's NTU preprocessing does it, and centring.
 
 Source: the rules of CTR-GCN's data/ntu scripts (get_raw_skes_data, get_raw_denoised_data,
-seq_transformation; from Microsoft's SGN), written down in protocols.md section 2. The defaults
-reproduce its arrays; two of its habits can be switched off or on:
+seq_transformation; from Microsoft's SGN). The defaults reproduce its arrays; two of its habits can
+be switched off or on:
 - a body that disappears and returns is moved together in time (`keep_gaps` puts that right);
 - where one body was seen, the second is zeros in the 60-class set and a copy of the first in the
   120-class set.

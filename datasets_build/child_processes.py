@@ -1,4 +1,4 @@
-"""What every worker process that this project starts does first."""
+"""How many worker processes a machine has room for, and what each does first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import os
 import signal
 import threading
 from multiprocessing.connection import wait
+
+
+def available_cores() -> int:
+    """Cores that this process may use: a batch system may give some of a machine's."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def follow_parent() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from datasets_build.bodies import BodySettings
+from datasets_build.child_processes import available_cores
 from datasets_build.settings import Settings
 
 # Why a sample is not in the data set: the `reason` column of left_out.parquet.
@@ -116,6 +116,4 @@ class BuildConfig(Settings):
             return self.workers
         if num_samples <= SMALL_SET:
             return 1
-        if hasattr(os, "sched_getaffinity"):  # Linux: a batch system may give some of the CPUs
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return available_cores()

@@ -1,6 +1,6 @@
 """Northwestern-UCLA: reader of its JSON clips, its names, and its reference normalisation.
 
-Source: the 1,484 files of `all_sqe` that the CTR-GCN family uses (protocols.md section 5):
+Source: the 1,484 files of `all_sqe` that the CTR-GCN family uses:
 {"file_name": name, "skeletons": [T][20][3], "label": 1..10}, Kinect v1 joints in metres.
 
 Letters: M bodies (1), T frames, V joints (20), C coordinates (3).

@@ -1,8 +1,8 @@
 """What a training run is told; imports no torch.
 
 A recipe is a TOML file of `training/recipes/` (or anywhere) read into a frozen `TrainConfig`.
-Numbers that are defaults here follow the parent recipe (protocols.md section 4: CTR-GCN) unless a
-comment says otherwise.
+Numbers that are defaults here follow the parent recipe (CTR-GCN's for NTU) unless a comment says
+otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import to_jsonable_python
 
+from datasets_build.child_processes import available_cores
 from datasets_build.settings import Settings
 
 Split = Literal["train", "validation", "test"]
@@ -40,7 +41,7 @@ class DataConfig(Settings):
         validation_subjects: subject ids whose training samples are not trained on but form the
             split "validation", on which choices may be made.
         num_frames: T, frames a clip is brought to.
-        view: whose cropping and augmentation: "ntu" (protocols.md section 3) or "ucla" (section 5).
+        view: whose cropping and augmentation: "ntu" or "ucla" (CTR-GCN's feeders).
         repeat: times that each training sample is seen in an epoch, with other draws each time.
         allow_empty_classes: train although a class of the data set has no training sample.
         unseen_classes: names or action_ids (1-based, as in file names) of classes that are neither
@@ -281,10 +282,10 @@ class TrainConfig(Settings):
     loop: LoopConfig = LoopConfig()
 
     def sharing_cores(self, jobs: int) -> TrainConfig:
-        """The same on one thread where several jobs run at a time and no number was asked for."""
+        """The same on its share of the cores where several jobs run at a time; a number stands."""
         if jobs == 1 or self.loop.num_threads is not None:
             return self
-        loop = self.loop.model_copy(update={"num_threads": 1})
+        loop = self.loop.model_copy(update={"num_threads": max(1, available_cores() // jobs)})
         return self.model_copy(update={"loop": loop})
 
     def request(self) -> dict[str, Any]:

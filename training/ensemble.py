@@ -2,8 +2,7 @@
 
 Weights are equal, those of a stated rule, or given. They may also be searched, on the validation
 split of the training subjects and on nothing else; no weight is ever chosen on the test split.
-Scores are summed as they are (logits), as CTR-GCN's ensembles do, or as probabilities, as PYSKL's
-(protocols.md section 8).
+Scores are summed as they are (logits), as CTR-GCN's ensembles do, or as probabilities, as PYSKL's.
 """
 
 from __future__ import annotations

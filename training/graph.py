@@ -4,7 +4,7 @@ Shapes: V joints, K = 3 subsets (self, inward, outward).
 
 `A[k, i, j]` weighs what joint i receives from joint j in subset k, as in the CTR-GCN family:
 inward edges lead from a child to its parent (towards the root), outward edges back. Each column is
-divided by its sum, A D^-1, where the column is not empty (shared/design/protocols.md section 6).
+divided by its sum, A D^-1, where the column is not empty.
 """
 
 from __future__ import annotations

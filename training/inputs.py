@@ -20,7 +20,7 @@ from datasets_build.settings import resolve
 from training.config import DataConfig, Orphan, Stream, View
 from training.loading import part_stores, read_index
 
-# T of each view where none is asked for: CTR-GCN's window sizes (protocols.md sections 3 and 5).
+# T of each view where none is asked for: CTR-GCN's window sizes.
 NUM_FRAMES: dict[View, int] = {"ntu": 64, "ucla": 52}
 _BATCH_BYTES = 1 << 25  # inputs made at once; our choice
 

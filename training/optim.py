@@ -63,7 +63,7 @@ def make_optimizer(groups: Sequence[ParamGroup], config: OptimConfig) -> torch.o
 def lr_factor(config: OptimConfig, *, step: int, steps_per_epoch: int, epochs: int) -> float:
     """The factor on every base learning rate at one optimiser step.
 
-    "step" moves at whole epochs, warm-up included, as the parent does (protocols.md section 4);
+    "step" moves at whole epochs, warm-up included, as CTR-GCN does;
     "cosine" moves at every step and reaches zero after the last.
 
     Args:

@@ -4,9 +4,10 @@ Shapes: N samples, M bodies, T frames, V joints, C channels.
 
 Each stream is one (V, V) matrix over the joints, x' = S x, and a flag for the frame difference
 that may follow. HocSLM 4.2 and Table 7 name the streams; "second-order bone" is read as the
-difference to the grandparent, x_v - x_grandparent(v), not as a second difference in time
-(shared/design/protocols.md section 7). Joints without such an ancestor (the root, and for bone2
-the root's children) become zero as in CTR-GCN and ProtoGCN, or stay as they are as in InfoGCN.
+difference to the grandparent, x_v - x_grandparent(v), not as a second difference in time: as in
+InfoGCN, whose six streams these are, and as Table 7's accuracies are near those of bones. Joints
+without such an ancestor (the root, and for bone2 the root's children) become zero as in CTR-GCN and
+ProtoGCN, or stay as they are as in InfoGCN.
 """
 
 from __future__ import annotations

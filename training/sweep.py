@@ -6,8 +6,8 @@ stopped sweep goes on with the same command: finished runs are found, begun ones
 fails stands in the table with its sentence, and so do those that would have started from it; the
 others go on.
 
-Ensembles: equal weights, and one rule fixed beforehand, positions 1.5 and motions 1 (protocols.md
-section 8). Nothing is searched.
+Ensembles: equal weights, and one rule fixed beforehand, positions 1.5 and motions 1
+(InfoGCN's). Nothing is searched.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Shapes: N samples, M bodies, Tmax frames of the longest clip, T frames out, V jo
 
 A ragged batch is a padded tensor (N, M, Tmax, V, C) or the clips of a store (StoredClips), and
 `lengths` (N,), the real number of frames of each clip; what lies behind a clip's length is never
-read. The two views follow CTR-GCN's feeders (shared/design/protocols.md sections 3 and 5), written
-as gathers: no sample is touched alone.
+read. The two views follow CTR-GCN's feeders (feeder_ntu.py, feeder_ucla.py), written as gathers:
+no sample is touched alone.
 
 Randomness: every view takes its uniform numbers as a tensor, `draws` (N, number), made by
 `sample_draws` from (seed, epoch, sample_id) alone. Order, batch size, workers, restarts and the
@@ -29,7 +29,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64 (Steele, Lea and Flood, OOPSLA 2014)
 _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 NTU_DRAWS = 5  # crop length, crop start, three angles
-NTU_MIN_CROP = 0.5  # the smallest share of a clip that is kept (protocols.md section 3)
+NTU_MIN_CROP = 0.5  # the smallest share of a clip that is kept (CTR-GCN's p_interval)
 UCLA_MAX_ANGLE_DEG = 60  # CTR-GCN feeders/feeder_ucla.py
 _UCLA_COPIES = 100  # the pool that frames are drawn from holds each frame this often (ibid.), more
 # often only where a clip of one frame would give fewer than the frames asked for

@@ -6,7 +6,7 @@ other Qwen3-VL. It knows the sentences of datasets_build/synthetic_actions.py an
 real videos.
 
 Sizes follow from two facts: Qwen3-VL's vision attention never leaves one pair of frames, and a CPU
-must train it in about an hour (shared/design/captioning.md section 8: few patches, 16 pixels wide).
+must train it in about an hour: few patches, 16 pixels wide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the tiny captioner from nothing on the synthetic stream: `python -m captioning.tiny.train`.
 
-Captions alone teach a Qwen3-VL of this size words, not sight (shared/design/captioning.md section
-8). So it learns in two stages, both on an endless stream of rendered clips:
+Captions alone teach a Qwen3-VL of this size words, not sight. So it learns in two stages, both on
+an endless stream of rendered clips:
 
 1. "look": the vision tower alone, on single frame pairs. From the six merged tokens of a pair an
    auxiliary head places the 25 joints of every body in both frames. This is dense supervision.

@@ -5,9 +5,9 @@ given the skeleton's token and the learnable prompt (Eqs. 11-13), L_cls the cros
 encoder's head. Gradient reaches the projection, the prompt and the encoder; no weight of the
 language model moves or is saved. Class scores need no language model.
 
-Where the paper is silent (models.md 1.4, 1.5): both weights are blank in the text, so they are
-recipe fields; with lambda_gen = 0 the projection and prompt are not trained, with lambda_cls = 0
-the head is not, so that the phases of strategies T1 and T2 are plain settings.
+Where the paper is silent: both weights are blank in the text, so they are recipe fields; with
+lambda_gen = 0 the projection and prompt are not trained, with lambda_cls = 0 the head is not, so
+that the phases of strategies T1 and T2 are plain settings.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ For it a topology is made and kept as (B, C, K, Vj, Vi), its joints transposed.
 
 The frame (64 x 4, 128 x 3, 256 x 3 channels; stride 2 at blocks 5 and 8; block 1 without shortcut;
 batch normalisation of the input; means over frames, joints and bodies; one linear layer) and the
-initial values are CTR-GCN's (Chen et al., ICCV 2021; shared/design/models.md 1.0), but for two: the
+initial values are CTR-GCN's (Chen et al., ICCV 2021), but for two: the
 BNs of its temporal branches begin with weights of N(1, 0.02), ours with 1, and its last bias with
 nn.Linear's default, ours with 0 (our choice: one draw less to explain).
 

@@ -30,8 +30,8 @@ test_hglnet.py holds the plain form):
 - The three projections of GTA are one product; lambda_G, lambda_L, eta_G and eta_L are folded into
   the weights that they multiply; and see frame.py.
 
-Where we had to choose. The paper's equations survive only as prose; the forms above are the
-reconstruction of shared/design/models.md section 1.2-1.3, whose alternatives are switches here.
+Where we had to choose. The paper's equations survive only as prose; the forms above are our
+reconstruction, and other readings of them are switches.
 - Blocks (64 x 4, 128 x 3, 256 x 3; stride 2 at blocks 5 and 8; block 1 without residual), data_bn,
   the pooled means, LTC's branch values, GTA's C/4 width and 4 heads, BN weight 1e-6 after CTS: the
   parents' (CTR-GCN, LG-SGNet); the paper gives no layer table.

@@ -8,7 +8,7 @@ Shapes: N samples, F feature width, D language-model width, Lp prompt positions.
 The frozen language model that reads the prefix, and the losses (Eq. 14), are elsewhere
 (training/models/language_model.py, training/methods/hocslm.py).
 
-Where we had to choose (shared/design/models.md section 1.4): the hidden width is blank in the paper
+Where we had to choose: the hidden width is blank in the paper
 (1024), the prompt's length is (8), and so is what both parts start as. Here the prefix starts as
 large as the language model's own embeddings are (`scale`, their root mean square): P is normal with
 that deviation, and so large is the LayerNorm's gain. Much larger tokens drown what the first layers
