@@ -35,7 +35,7 @@ METHODS: dict[str, type[Method]] = {"classify": ClassifyMethod, "hocslm": HocSLM
 CONFIG_FILE = "config.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": "8bit", "4bit": "4bit"}
 # given by build_model itself, not by model.switches
-_OWN_KEYWORDS = ("num_classes", "skeleton", "in_channels", "base_channels")
+_OWN_KEYWORDS = ("num_classes", "skeleton", "num_bodies", "in_channels", "base_channels")
 
 
 @dataclass(frozen=True)

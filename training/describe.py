@@ -325,7 +325,7 @@ def _write(summary: DescribeSummary, config: DescribeConfig, loaded: LoadedRun) 
         json_file,
         {
             **values,
-            **provenance(loaded, config.split),
+            **loaded.provenance(config.split),
             "settings": {
                 "max_new_tokens": config.max_new_tokens,
                 "num_beams": config.num_beams,
@@ -337,19 +337,3 @@ def _write(summary: DescribeSummary, config: DescribeConfig, loaded: LoadedRun) 
             "descriptions_sha256": sha256_file(table_file),
         },
     )
-
-
-def provenance(loaded: LoadedRun, split: str) -> dict[str, Any]:
-    """What a file of results says about where they are from."""
-    return {
-        "split": split,
-        "protocol": loaded.protocol.name,
-        "stream": loaded.record.config.data.stream,
-        "dataset": loaded.dataset.name,
-        "dataset_fingerprint": loaded.dataset.fingerprint,
-        "language_model": loaded.record.config.method.language_model,
-        "language_model_dtype": loaded.record.config.method.language_model_dtype,
-        "weights": loaded.weights,
-        "weights_sha256": loaded.weights_sha256,
-        "epochs": loaded.epochs,
-    }

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,25 @@ class LoadedRun:
         if self.dataset.fingerprint != self.record.dataset_fingerprint:
             parts += [self.dataset.name, self.dataset.fingerprint[:8]]
         return "-".join(parts)
+
+    def provenance(self, split: str) -> dict[str, Any]:
+        """What a file of results says about where they are from."""
+        method = self.record.config.method
+        language_model = {
+            "language_model": method.language_model,
+            "language_model_dtype": method.language_model_dtype,
+        }
+        return {
+            "split": split,
+            "protocol": self.protocol.name,
+            "stream": self.record.config.data.stream,
+            "dataset": self.dataset.name,
+            "dataset_fingerprint": self.dataset.fingerprint,
+            **(language_model if method.name == "hocslm" else {}),
+            "weights": self.weights,
+            "weights_sha256": self.weights_sha256,
+            "epochs": self.epochs,
+        }
 
 
 def load_run(
@@ -201,17 +221,10 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
     write_json(
         files[1],
         {
-            "split": split,
-            "protocol": loaded.protocol.name,
-            "stream": data.stream,
+            **loaded.provenance(split),
             "validation_subjects": sorted(data.validation_subjects),
-            "dataset": loaded.dataset.name,
-            "dataset_fingerprint": loaded.dataset.fingerprint,
             "classes": record.classes,
-            "weights": loaded.weights,
-            "weights_sha256": loaded.weights_sha256,
             SCORES_SHA256: sha256_file(files[0]),
-            "epochs": loaded.epochs,
             **measured.as_json(),
         },
     )

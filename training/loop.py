@@ -6,7 +6,8 @@ a checkpoint is saved at the end of an epoch or at a logged step within one: a r
 and started again ends with the weights and metric lines of one that was not, bit for bit where the
 kernels are deterministic.
 
-A step never waits for the device. Losses stay there and are read once every `log_every_steps`. A
+A step never waits for the device (but for a look of transformers' at the positions of packed
+captions). Losses stay there and are read once every `log_every_steps`. A
 loss that is not finite must not spoil the weights until then, so the decision to skip is made on
 the device: the loss is multiplied by a guard, 1 until a loss is not finite and nan from then on, so
 that every gradient becomes nan (on all processes, whose gradients are averaged); and the fused
@@ -148,7 +149,7 @@ class _Fit:
             num_processes=accelerator.num_processes,
         )
         self.state.restore(folder)
-        self.accelerator.wait_for_everyone()  # nobody writes while another reads
+        self._refuse_other_steps()
         self.call, self.stepper = accelerator.prepare(method, self.state.optimizer)
         self.trained = [p for g in self.state.optimizer.param_groups for p in g["params"]]
         if loop.compile != "no":
@@ -199,6 +200,16 @@ class _Fit:
             samples_per_s=self.timed_samples / self.timed_s if self.timed_s else 0.0,
             last={**state.metrics, **state.evaluation},
         )
+
+    def _refuse_other_steps(self) -> None:
+        """Refuse processes that found different checkpoints; all have read when it returns."""
+        own = torch.tensor([self.state.step], device=self.store.device)
+        steps = self.accelerator.gather(own).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes found different checkpoints in {self.folder}: of steps "
+                f"{', '.join(map(str, steps))}; give an --out on a disk that all of them see"
+            )
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are left, with a line of metrics every so often."""
@@ -357,6 +368,8 @@ class _Fit:
         self.accelerator.wait_for_everyone()
 
     def _save(self, epochs: int) -> None:
+        if self.log is not None:
+            self.log.flush()  # before the checkpoint: no line of an earlier step is written again
         if self.accelerator.is_main_process:
             self.state.save(self.folder, epochs=epochs, request=self.request)
         self.accelerator.wait_for_everyone()

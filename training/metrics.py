@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -209,6 +210,11 @@ class MetricsLog:
         shown = {name: value for name, value in values.items() if name not in ("epoch", "step")}
         for tracker in self._trackers:
             tracker.log(shown, int(values["step"]))
+
+    def flush(self) -> None:
+        """Have the lines on the disk, as a power cut would find them."""
+        with self.path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Write what the trackers still hold."""

@@ -27,7 +27,7 @@ from datasets_build.manifest import sha256_file, write_json
 from datasets_build.progress import Progress
 from training.class_sentences import read_class_sentences
 from training.command_config import RetrieveConfig
-from training.describe import load_text_run, provenance
+from training.describe import load_text_run
 from training.evaluate import LoadedRun
 from training.likelihoods import mean_log_likelihoods, prefixes
 from training.loading import load_split, read_index
@@ -235,7 +235,7 @@ def _write(summary: RetrieveSummary, config: RetrieveConfig, loaded: LoadedRun) 
         summary.file,
         {
             **summary.as_json(),
-            **provenance(loaded, config.split),
+            **loaded.provenance(config.split),
             "settings": {
                 "texts": texts or "captions of the split",
                 "num_samples": config.num_samples,

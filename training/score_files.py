@@ -123,6 +123,13 @@ def export_scores(
 
 def _read_scored(run: Path, split: Part, dataset: Path | None) -> _Scored:
     record = read_run(run)
+    data = record.config.data
+    if split == "train" and (data.validation_subjects or data.unseen_classes):
+        raise ValueError(
+            f"{run} has scores of a part of the training split (data.validation_subjects, "
+            "data.unseen_classes), and other ensembles join whole ones by position; export its "
+            "test scores"
+        )
     found = read_evaluation(run, split)
     metrics = found.record
     opened = open_dataset(dataset or record.config.data.dataset)

@@ -69,6 +69,18 @@ class _Relay:
         """See Progress.finish."""
 
 
+def refuse_torchrun() -> None:
+    """Refuse to run a sweep in several processes that would all write its files.
+
+    Raises:
+        ValueError: this process is one of several.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a sweep was started by torchrun; start it plainly, with --jobs N for N runs at a time"
+        )
+
+
 def _work(
     number: int,
     work: Callable[[ItemT, Progress], Any],
@@ -167,7 +179,10 @@ def side_by_side(
         finally:
             for *_, process in running.values():
                 process.terminate()  # a run that trains saves and leaves
-            for *_, process in running.values():
+            for pipe, (number, _, process) in running.items():
+                # hear it out: a process that tells more than its pipe holds would wait for ever
+                while _receive(pipe, number, process).kind not in ("done", "failed"):
+                    pass
                 process.join()
 
 

@@ -12,7 +12,6 @@ Ensembles: equal weights, and one rule fixed beforehand, positions 1.5 and motio
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
@@ -29,7 +28,7 @@ from training.command_config import EnsembleConfig, EvaluateConfig, Rule, SweepC
 from training.execution import release_memory
 from training.loop import NonFiniteLossError
 from training.scores import SCORES_SHA256, metrics_file, scores_file
-from training.side_by_side import Turn, side_by_side
+from training.side_by_side import Turn, refuse_torchrun, side_by_side
 from training.streams import is_motion
 from training.sweep_check import check_sweep
 from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
@@ -51,10 +50,7 @@ def run(config: SweepConfig, progress: Progress) -> SweepSummary:
             before anything is trained.
         FileNotFoundError: the data set, a recipe or a language model is not there; as early.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "a sweep was started by torchrun; start it plainly, with --jobs N for N runs at a time"
-        )
+    refuse_torchrun()
     plan = plan_sweep(config)
     dataset = open_dataset(config.dataset)
     protocols = check_sweep(plan, dataset)

@@ -21,7 +21,7 @@ from training.command_config import ZeroShotSweepConfig
 from training.config import TrainConfig
 from training.execution import release_memory
 from training.loop import NonFiniteLossError
-from training.side_by_side import side_by_side
+from training.side_by_side import refuse_torchrun, side_by_side
 from training.zero_shot_plan import PlannedSplit, plan_splits
 from training.zero_shot_results import SplitResult, ZeroShotSweepSummary
 
@@ -38,10 +38,11 @@ def run(config: ZeroShotSweepConfig, progress: Progress) -> ZeroShotSweepSummary
             trained.
         FileNotFoundError: the data set, a recipe, a model or a table is not there.
     """
+    refuse_torchrun()
     dataset = open_dataset(config.dataset)
     plans = plan_splits(config, dataset)
     sentences = read_class_sentences(config.texts, dataset)
-    finished = [plan for plan in plans if (plan.score.run / zero_shot.JSON_FILE).is_file()]
+    finished = [plan for plan in plans if _is_scored(plan, dataset)]
     left = [plan for plan in plans if plan not in finished]
     if finished:
         progress.message(f"{len(finished)} of {len(plans)} splits were scored before")
@@ -56,6 +57,14 @@ def run(config: ZeroShotSweepConfig, progress: Progress) -> ZeroShotSweepSummary
     return _summary(config, dataset, plans, sentences, results)
 
 
+def _is_scored(plan: PlannedSplit, dataset: SkeletonDataset) -> bool:
+    """Whether a split was scored, with these texts and the weights that its run has."""
+    try:
+        return zero_shot.scored_before(plan.score, dataset) is not None
+    except (FileNotFoundError, ValueError):
+        return False  # and told when it is measured
+
+
 def measure(plan: PlannedSplit, progress: Progress) -> SplitResult:
     """Train and score one split, or find it scored; an error becomes part of the result.
 
@@ -67,6 +76,7 @@ def measure(plan: PlannedSplit, progress: Progress) -> SplitResult:
     try:
         for stage in plan.stages:
             seconds += train.run(stage, progress).seconds
+            release_memory()  # a language model, and the next one is loaded soon
         dataset = open_dataset(plan.stages[1].data.dataset)
         result = zero_shot.scored_before(plan.score, dataset)
         result = result or zero_shot.run(plan.score, progress)

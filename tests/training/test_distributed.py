@@ -46,9 +46,13 @@ def trained(
     }
     jobs = [{"config": json.loads(c.model_dump_json()), "die_at": None} for c in configs.values()]
     jobs.insert(-1, {**jobs[-1], "die_at": 5})
+    lost = json.loads(
+        small_config(folder / "lost", dataset_folder, RECIPES["cut"]).model_dump_json()
+    )
+    jobs += [{"config": lost, "die_at": 5}, {"config": lost, "die_at": None}]
     # Process 1 names another folder where it need not read a checkpoint: it must not be made.
     elsewhere = json.loads(json.dumps(jobs))
-    for job in elsewhere[:2]:
+    for job in (*elsewhere[:2], elsewhere[-1]):
         job["config"]["out"] += "-of-process-1"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -92,6 +96,18 @@ def small_config(out: Path, dataset: Path, changes: dict[str, Any]) -> TrainConf
             "loop": {**loop, **changes["loop"]},
         }
     )
+
+
+def test_processes_that_find_different_checkpoints_are_refused(
+    trained: dict[str, TrainConfig],
+) -> None:
+    out = trained["plain"].out.with_name("lost")
+    for name in (f"{out}.refused.rank-0", f"{out}-of-process-1.refused.rank-1"):
+        assert "different checkpoints" in Path(name).read_text()
+        assert (
+            "of steps 4, 0; give an --out on a disk that all of them see" in Path(name).read_text()
+        )
+    assert load_checkpoint(out).step == 4
 
 
 def of_rank(config: TrainConfig, rank: int, when: str = "") -> dict[str, torch.Tensor]:

@@ -63,6 +63,16 @@ def top1(run: Path, split: str) -> float:
     return share
 
 
+def test_scores_of_a_part_of_the_training_split_are_for_no_other_ensemble(
+    run: Path, tmp_path: Path
+) -> None:
+    record = json.loads((run / "config.json").read_text())
+    record["settings"]["data"]["validation_subjects"] = [1]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="scores of a part of the training split"):
+        export_scores(tmp_path, tmp_path / "s.pkl", format="ctrgcn-pkl", split="train")
+
+
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_ctrgcn_scores_stand_beside_the_labels_of_our_arrays(
     split: str, run: Path, dataset_folder: Path, tmp_path: Path

@@ -283,13 +283,11 @@ def test_runs_at_a_time_share_the_cores_unless_a_number_of_threads_is_given(
 ) -> None:
     monkeypatch.setattr("training.config.available_cores", lambda: 7)
 
-    def threads(**changes: Any) -> set[int | None]:
-        return {run.config.loop.num_threads for run in plan_sweep(config(**changes)).runs}
-
-    assert threads(jobs=1) == {None}
-    assert threads(jobs=3) == {2}
-    assert threads(jobs=8) == {1}
-    assert threads(jobs=3, assignments=("loop.num_threads=5",)) == {5}
+    small = plan_sweep(config(jobs=3)).runs[0].config
+    assert small.loop.num_threads == 1  # as its recipe says
+    whole = small.model_copy(update={"loop": small.loop.model_copy(update={"num_threads": None})})
+    shares = [whole.sharing_cores(jobs).loop.num_threads for jobs in (1, 3, 8)]
+    assert shares == [None, 2, 1]
 
 
 def test_stream_and_seed_stand_in_for_themselves_in_assignments(config: Config) -> None:

@@ -463,12 +463,36 @@ def test_a_split_that_fails_stands_in_the_table_and_the_others_go_on(
     assert "Failed: A008-A010: " in (summary.folder / "zero-shot-sweep.md").read_text()
 
 
-def test_splits_side_by_side_are_found_by_a_sweep_of_one_at_a_time(sweep: Sweep) -> None:
+class Messages(SilentProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_splits_side_by_side_are_found_by_a_sweep_of_one_at_a_time(
+    sweep: Sweep, four: Path, tmp_path: Path
+) -> None:
     chosen = {"splits": ((8, 10), (23, 24))}
     both = zero_shot_sweep.run(sweep(**chosen, jobs=2), SilentProgress())
     assert not both.failures
-    found = zero_shot_sweep.run(sweep(**chosen), SilentProgress())
+    messages = Messages()
+    found = zero_shot_sweep.run(sweep(**chosen), messages)
     assert found.statistics() == both.statistics()
+    assert messages.said[0] == "2 of 2 splits were scored before"
+    names = open_dataset(four).class_names
+    table = tmp_path / "texts.csv"
+    table.write_text("class,text\n" + "".join(f"{name},they {name}\n" for name in names))
+    asked = Messages()
+    zero_shot_sweep.run(sweep(**chosen, texts=(table,)), asked)
+    assert "scored before" not in asked.said[0]
+
+
+def test_a_sweep_is_not_started_by_torchrun(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="started by torchrun; start it plainly, with --jobs N"):
+        zero_shot_sweep.run(sweep(), SilentProgress())
 
 
 def test_the_first_splits_of_a_seeded_order_cover_the_classes_evenly(

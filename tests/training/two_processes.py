@@ -3,7 +3,8 @@
     RANK=r WORLD_SIZE=2 ... python two_processes.py JOBS.json
 
 JOBS.json is a list of {"config": recipe, "die_at": call of the method that is a Ctrl-C, or null};
-the weights that each process ends with go to RECIPE_OUT.rank-R.safetensors.
+the weights that each process ends with go to RECIPE_OUT.rank-R.safetensors, and a sentence that
+refuses the recipe to RECIPE_OUT.refused.rank-R.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def run_one(job: dict[str, Any], rank: str) -> None:
         train.run(config, SilentProgress())
     except KeyboardInterrupt:
         torch.distributed.barrier()
+    except ValueError as error:
+        Path(f"{config.out}.refused.rank-{rank}").write_text(str(error))
     finally:
         train.build_method, Method.forward = build, forward  # type: ignore[method-assign]
         RunState.restore = restore  # type: ignore[method-assign]
