@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from datasets_build.dataset import SkeletonDataset
+from datasets_build.dataset import SkeletonDataset, open_dataset
 from training import train
 from training.build import build_method, build_model, language_model_identity, pick_device
-from training.config import TrainConfig
+from training.config import DataConfig, TrainConfig
 from training.execution import release_memory
+from training.loading import read_index
 from training.seeding import seeded
 from training.sweep_plan import SweepPlan
 
@@ -16,13 +17,15 @@ from training.sweep_plan import SweepPlan
 def check_sweep(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
     """Names of the protocols; every row can be trained, as far as its recipe and the data tell.
 
-    Every row's network is built. Of rows that are not trained yet, language models are loaded and
-    training captions are looked for, each once.
+    Rows that `--set ROW:data.dataset=FOLDER` gives another data set must be scored on the same
+    samples. Every row's network is built. Of rows that are not trained yet, language models are
+    loaded and training captions are looked for, each once.
 
     Raises:
-        ValueError: a protocol, model, switch or device is not known or not there, a row starts
-            from weights that its network cannot take, or a training sample has no caption.
-        FileNotFoundError: a language model is not there.
+        ValueError: a protocol, model, switch or device is not known or not there, a row has other
+            test samples, starts from weights that its network cannot take, or a training sample
+            has no caption.
+        FileNotFoundError: a language model or a row's data set is not there.
     """
     names = []
     shapes: dict[str, dict[str, torch.Size]] = {}
@@ -30,6 +33,7 @@ def check_sweep(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
         config = next(planned.config for planned in plan.runs if planned.row == row.name)
         pick_device(config.loop.device)
         names.append(dataset.protocol(config.data.protocol).name)
+        _check_data(row.name, config.data, dataset)
         with seeded(0, "not trained"):
             model = build_model(
                 config.model, num_classes=dataset.num_classes, skeleton=dataset.skeleton
@@ -47,9 +51,37 @@ def check_sweep(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
         if planned.start is not None:
             _check_ssf(planned.row, planned.config, planned.start.row, planned.start.config)
     readers = [planned.config for planned in left if planned.config.method.reads_captions]
-    _check_captions(readers, dataset)
+    _check_captions(readers)
     _load_language_models(readers, dataset)
     return list(dict.fromkeys(names))
+
+
+def _check_data(row: str, data: DataConfig, dataset: SkeletonDataset) -> None:
+    """Refuse a row whose own data set has other test samples than the sweep's.
+
+    Raises:
+        ValueError: it has.
+        FileNotFoundError: it is not there.
+    """
+    own = open_dataset(data.dataset)
+    if own.fingerprint == dataset.fingerprint:
+        return
+    if (own.skeleton, own.class_names) != (dataset.skeleton, dataset.class_names):
+        raise ValueError(
+            f"row {row!r} is of {own.folder}, whose skeleton or classes are not those of "
+            f"{dataset.folder}; rows of one table need the same"
+        )
+    ours, theirs = (
+        read_index(each, each.protocol(data.protocol), "test", view=data.view)
+        for each in (own, dataset)
+    )
+    if ours != theirs:
+        num_other = len(dict(ours.items() ^ theirs.items()))
+        raise ValueError(
+            f"row {row!r} is of {own.folder}, whose test samples are not those of "
+            f"{dataset.folder}: {num_other} are in one alone, or have another label, length or "
+            "number of bodies; numbers of one table are of the same samples"
+        )
 
 
 def _check_ssf(row: str, ours: TrainConfig, start_row: str, theirs: TrainConfig) -> None:
@@ -82,7 +114,7 @@ def _unlike(row: str, start_row: str, key: str, own: object, given: object) -> s
     )
 
 
-def _check_captions(readers: list[TrainConfig], dataset: SkeletonDataset) -> None:
+def _check_captions(readers: list[TrainConfig]) -> None:
     """Refuse a training split that a row cannot learn text from.
 
     Raises:
@@ -93,6 +125,7 @@ def _check_captions(readers: list[TrainConfig], dataset: SkeletonDataset) -> Non
         for config in readers
     }
     for config in distinct.values():
+        dataset = open_dataset(config.data.dataset)
         protocol = dataset.protocol(config.data.protocol)
         try:
             train.load_training_split(config, dataset, protocol, device=torch.device("cpu"))

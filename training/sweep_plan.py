@@ -20,9 +20,10 @@ from training.command_config import SweepConfig
 from training.config import TrainConfig
 from training.recipe_files import SWEEPS_FOLDER, load_recipe, named_in, recipe_names
 
+_DATASET = "data.dataset"
 _FLAGS = {
     "out": "--out",
-    "data.dataset": "--data",
+    _DATASET: "--data",  # --set may give rows another one, which has the same test samples
     "data.stream": "--streams",
     "loop.seed": "--seeds",
 }
@@ -230,9 +231,11 @@ def _row_config(
         text.replace("{stream}", str(stream)).replace("{seed}", str(seed))
         for text in _assignments(config.assignments, row)
     ]
+    has_data = any(_key(text) == _DATASET for text in assignments)
+    dataset = None if has_data else config.dataset
     flags = {
         "out": config.out / row.name / f"{stream}-seed{seed}",
-        "data": {"dataset": config.dataset, "protocol": config.protocol, "stream": stream},
+        "data": {"dataset": dataset, "protocol": config.protocol, "stream": stream},
         "method": {"init_from": None if start is None else start.config.out},
         "loop": {"seed": seed, "device": config.device},
     }
@@ -256,17 +259,23 @@ def _assignments(given: Sequence[str], row: SweepRow) -> list[str]:
     parted = [_rows_and_rest(text) for text in given]
     for_all = [rest for patterns, rest in parted if not patterns]
     for_this = [rest for patterns, rest in parted if _is_named(row.name, patterns)]
-    for text in (*for_all, *for_this, *row.set):
-        key = ".".join(parse_assignment(text)[0])
+    others = [text for text in for_this if _key(text) != _DATASET]
+    for text in (*for_all, *others, *row.set):
+        key = _key(text)
         if key in _FLAGS:
             raise ValueError(f"{text}: a sweep is told that by {_FLAGS[key]}")
-    taken = {".".join(parse_assignment(text)[0]) for text in row.set}
+    taken = {_key(text) for text in row.set}
     taken |= {"method.init_from"} if row.init_from is not None else set()
     for text in (*for_all, *for_this):
-        key = ".".join(parse_assignment(text)[0])
+        key = _key(text)
         if key in taken:
             raise ValueError(f"--set {text}: row {row.name!r} sets {key} itself; leave one of them")
     return [*for_all, *for_this, *row.set]
+
+
+def _key(assignment: str) -> str:
+    """`section.key` of `section.key=value`."""
+    return ".".join(parse_assignment(assignment)[0])
 
 
 def _rows_and_rest(text: str) -> tuple[list[str], str]:

@@ -200,6 +200,9 @@ class SweepSummary:
             notes.append(
                 "sum P:M adds the scores of a row's streams; positions weigh P, motions M."
             )
+        if len(rows_of := self._rows_by_data()) > 1:
+            parts = [f"{folder} for {', '.join(rows)}" for folder, rows in rows_of.items()]
+            notes.append(f"Trained on {'; '.join(parts)}; the test samples are the same.")
         if made:
             notes.append(f"Trained by {'; '.join(made)}.")
         for run in self.failures:
@@ -298,6 +301,16 @@ class SweepSummary:
             "runs": [asdict(run) | {"folder": self._place(run)} for run in self.runs],
             "ensembles": [asdict(sum_) | {"folder": self._place(sum_)} for sum_ in self.ensembles],
         }
+
+    def _rows_by_data(self) -> dict[str, list[str]]:
+        """The rows trained on each data set, by its folder."""
+        found: dict[str, list[str]] = {}
+        labels = {row.name: row.label or row.name for row in self.plan.rows}
+        for run in self.plan.runs:
+            rows = found.setdefault(str(run.config.data.dataset), [])
+            if labels[run.row] not in rows:
+                rows.append(labels[run.row])
+        return found
 
     @property
     def _over(self) -> str:

@@ -161,6 +161,52 @@ def test_rows_that_start_from_one_that_fails_fail_with_a_sentence_and_are_not_tr
     assert "Failed: whole, joint, seed 0: it starts from half, joint, seed 0, which failed" in text
 
 
+def test_stage_zero_may_be_of_a_data_set_without_captions(
+    config: Config, hocslm: dict[str, Any], make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    """It was trained before there were any, and is not trained again."""
+    plain = make_dataset(tmp_path / "plain", captions="none")
+    text = CHAIN[: CHAIN.index('[[rows]]\nname = "half"')]
+    text += '[[rows]]\nname = "told"\ninit_from = "zero"\nset = ["method.name=hocslm"]\n'
+    first = sweep.run(config(text[: text.rindex("[[rows]]")], dataset=plain), SilentProgress())
+    weights = load_weights(first.runs[0].folder)
+    told = [f"told:method.{key}={value}" for key, value in hocslm.items() if key != "name"]
+    settings = config(text, assignments=(*told, f"zero:data.dataset={plain}"))
+    messages: list[str] = []
+
+    class Heard(SilentProgress):
+        def message(self, text: str) -> None:
+            messages.append(text)
+
+    summary = sweep.run(settings, Heard())
+    assert not summary.failures
+    assert "1 of 2 runs are already trained" in messages
+    assert same(weights, load_weights(summary.runs[0].folder), "encoder.")
+    assert read_run(summary.runs[1].folder).config.data.dataset == settings.dataset
+    both = f"Trained on {plain} for T0; {settings.dataset} for told; the test samples are the same."
+    assert both in summary.notes()
+    assert not any("Trained on" in note for note in first.notes())
+
+
+def test_rows_of_other_test_samples_are_refused(
+    config: Config, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, changes, said in (
+        ("other", {"seed": 1}, r"whose test samples are not those of .*: \d+ are in one alone"),
+        ("two", {"num_classes": 2}, "whose skeleton or classes are not those"),
+    ):
+        folder = make_dataset(tmp_path / name, **changes)
+        with pytest.raises(ValueError, match=f"row 'zero' is of .*{said}"):
+            sweep.run(config(assignments=(f"zero:data.dataset={folder}",)), SilentProgress())
+    with pytest.raises(FileNotFoundError, match="none"):
+        sweep.run(config(assignments=("zero:data.dataset=none",)), SilentProgress())
+    for assignments in (("data.dataset=few",), ("zero:data.dataset=few", "data.dataset=few")):
+        with pytest.raises(ValueError, match="told that by --data"):
+            plan_sweep(config(assignments=assignments))
+    with pytest.raises(ValueError, match="told that by --data"):
+        plan_sweep(config(CHAIN + 'set = ["data.dataset=few"]\n'))
+
+
 def test_runs_side_by_side_wait_for_their_start_and_one_that_fails_ends_those_alone(
     config: Config,
 ) -> None:
