@@ -64,8 +64,8 @@ def sweep(
     """Train, evaluate and ensemble every row of a sweep, for several streams and seeds.
 
     A recipe is a sweep of one row. Writes OUT/ROW/STREAM-seedK (as **hoc train** does), their
-    ensembles, and the table as OUT/sweep.md, sweep.csv and sweep.json, replaced after every run.
-    Language models and captions are looked for before the first run. A row that starts from another
+    ensembles, and the table as OUT/SWEEP.md, .csv and .json, replaced after every run. Language
+    models and captions are looked for before the first run. A row that starts from another
     (strategies T1 to T3 of table 6) is trained after it. The same command goes on where a sweep
     stopped. In --set, {stream} and {seed} stand for the run's own. A run that fails is told in the
     table; the exit code is then 1.
@@ -126,13 +126,14 @@ def _show_plan(plan: SweepPlan, *, json_output: bool) -> None:
         "stream": [run.stream for run in plan.runs],
         "seed": [run.seed for run in plan.runs],
         "epochs": [run.config.loop.epochs for run in plan.runs],
+        "trained": ["yes" if run.config.is_trained else "" for run in plan.runs],
     }
     shown = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
     console.print_table(
         f"{plan.title}: {len(plan.runs)} runs",
         list(shown),
         list(zip(*shown.values(), strict=True)),
-        numeric=2,
+        numeric=3 if "trained" in shown else 2,
     )
     console.out.print("The resolved recipes: --dry-run --json", markup=False)
 

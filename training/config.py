@@ -17,6 +17,8 @@ from pydantic_core import to_jsonable_python
 from datasets_build.child_processes import available_cores
 from datasets_build.settings import Settings
 
+SUMMARY_FILE = "train.json"  # written into a run folder when its training has ended
+
 Split = Literal["train", "validation", "test"]
 View = Literal["ntu", "ucla"]
 Part = Literal["encoder", "head", "ssf"]
@@ -280,6 +282,11 @@ class TrainConfig(Settings):
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run folder's training ended."""
+        return (self.out / SUMMARY_FILE).is_file()
 
     def sharing_cores(self, jobs: int) -> TrainConfig:
         """The same on its share of the cores where several jobs run at a time; a number stands."""

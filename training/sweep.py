@@ -1,7 +1,7 @@
 """A table of runs: rows x streams x seeds are trained, scored and summed. `run` is `hoc sweep`.
 
 OUT/ROW/STREAM-seedK are run folders as `hoc train` writes them, OUT/ROW/ensemble-RULE-seedK what
-`hoc ensemble` writes; sweep.json, sweep.csv and sweep.md are replaced after every run that ends. A
+`hoc ensemble` writes; OUT/SWEEP.md, .csv and .json are replaced after every run that ends. A
 stopped sweep goes on with the same command: finished runs are found, begun ones resumed. A run that
 fails stands in the table with its sentence, and so do those that would have started from it; the
 others go on.
@@ -75,7 +75,7 @@ class _Sweep:
     def run(self, progress: Progress) -> None:
         """Runs that are finished first, so that the table has them; then the others."""
         runs = self.plan.runs
-        finished = [run for run in runs if (run.config.out / train.SUMMARY_FILE).is_file()]
+        finished = [run for run in runs if run.config.is_trained]
         if finished:
             progress.message(f"{len(finished)} of {len(runs)} runs are already trained")
         for planned in finished:

@@ -44,9 +44,7 @@ def check_sweep(plan: SweepPlan, dataset: SkeletonDataset) -> list[str]:
                 f"row {row.name!r} starts from row {row.init_from!r}, whose network is another "
                 "one; give both the same [model] settings (--set model.KEY=VALUE is for all rows)"
             )
-    left = [
-        planned for planned in plan.runs if not (planned.config.out / train.SUMMARY_FILE).is_file()
-    ]
+    left = [planned for planned in plan.runs if not planned.config.is_trained]
     for planned in left:
         if planned.start is not None:
             _check_ssf(planned.row, planned.config, planned.start.row, planned.start.config)

@@ -1,4 +1,4 @@
-"""What the runs of a sweep reached: the table, and sweep.json, sweep.csv and sweep.md.
+"""What the runs of a sweep reached: the table as SWEEP.md, SWEEP.csv and SWEEP.json.
 
 Accuracies are of the last epoch on the test split, in percent where people read them. The spread
 is the standard deviation over seeds (n - 1).
@@ -18,7 +18,6 @@ from typing import Any
 from datasets_build.manifest import write_bytes_atomic, write_json
 from training.sweep_plan import SweepPlan, SweepRow
 
-JSON_FILE, CSV_FILE, MARKDOWN_FILE = "sweep.json", "sweep.csv", "sweep.md"
 _MOST_LETTERS = 160  # of a failure beside the table; our choice: two lines of a terminal
 
 
@@ -209,7 +208,8 @@ class SweepSummary:
             problem = textwrap.shorten(run.problem, _MOST_LETTERS, placeholder=" ...")
             notes.append(f"Failed: {run.name}: {problem}")
         if self.failures:
-            notes.append(f"The whole of what a failed run said is in {JSON_FILE}.")
+            whole = self._file("json").name
+            notes.append(f"The whole of what a failed run said is in {whole}.")
         return notes
 
     def lines(self) -> list[Line]:
@@ -320,15 +320,17 @@ class SweepSummary:
 
     def paths(self) -> dict[str, Path]:
         """The files of `write` by name."""
-        return {name: self.folder / name for name in (MARKDOWN_FILE, CSV_FILE, JSON_FILE)}
+        return {path.name: path for path in map(self._file, ("md", "csv", "json"))}
 
     def write(self) -> None:
-        """Replace sweep.md, sweep.csv and sweep.json."""
+        """Replace the files of this sweep; those of others in the same folder stay."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        paths = self.paths()
-        write_bytes_atomic(paths[MARKDOWN_FILE], self._markdown().encode())
-        write_bytes_atomic(paths[CSV_FILE], self._csv().encode())
-        write_json(paths[JSON_FILE], self.as_json())
+        write_bytes_atomic(self._file("md"), self._markdown().encode())
+        write_bytes_atomic(self._file("csv"), self._csv().encode())
+        write_json(self._file("json"), self.as_json())
+
+    def _file(self, end: str) -> Path:
+        return self.folder / f"{self.plan.name}.{end}"
 
     def _place(self, result: RunResult | EnsembleResult) -> str:
         """Its folder below the sweep's, so that the files stay true when all is moved."""

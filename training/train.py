@@ -38,7 +38,7 @@ from training.checkpoint import (
     read_request,
     refuse_other_request,
 )
-from training.config import MethodConfig, Split, TrainConfig, with_later_keys
+from training.config import SUMMARY_FILE, MethodConfig, Split, TrainConfig, with_later_keys
 from training.evaluate import score_store
 from training.execution import keep_freed_memory, make_accelerator
 from training.loading import load_split
@@ -55,8 +55,6 @@ from training.trackers import check_trackers
 from training.unseen_classes import unseen_labels
 
 logger = logging.getLogger(__name__)
-
-SUMMARY_FILE = "train.json"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def config(sweep_config: Config) -> Config:
 
 
 def read(summary: SweepSummary) -> dict[str, Any]:
-    return json.loads((summary.folder / "sweep.json").read_text())
+    return json.loads((summary.folder / "mine.json").read_text())
 
 
 def test_a_sweep_trains_scores_and_sums_every_row_stream_and_seed_once(
@@ -69,11 +69,11 @@ def test_a_sweep_trains_scores_and_sums_every_row_stream_and_seed_once(
     with pytest.raises(KeyboardInterrupt):
         sweep.run(settings, SilentProgress())
     # What is there after five runs: the whole of seed 0 with its ensembles, one run of seed 1.
-    record = json.loads((settings.out / "sweep.json").read_text())
+    record = json.loads((settings.out / "mine.json").read_text())
     assert len(record["runs"]) == 5
     assert len(record["ensembles"]) == 4
     assert record["table"][1]["cells"][1] is None
-    assert "5 of 8 runs" in (settings.out / "sweep.md").read_text()
+    assert "5 of 8 runs" in (settings.out / "mine.md").read_text()
 
     trained.clear()
     scored: list[Path] = []
@@ -132,11 +132,11 @@ def _check_files(summary: SweepSummary) -> None:
     assert [row[0] for row in rows] == ["without GTA", "", "", "", "hglnet", "", "", ""]
     first = [run.reached.top1 for run in summary.runs if run.row == "ltc" and run.stream == "joint"]
     assert rows[0][4] == f"{50 * sum(first):.2f}"
-    text = (summary.folder / "sweep.md").read_text()
+    text = (summary.folder / "mine.md").read_text()
     assert "| without GTA | joint |" in text
     assert f"Trained by {commit or 'an unknown commit'} on cpu." in text
     assert "std with n - 1" in text
-    with (summary.folder / "sweep.csv").open() as file:
+    with (summary.folder / "mine.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 8 + 8
     assert float(lines[0]["top1"]) == own["top1"]
@@ -175,7 +175,7 @@ def test_a_run_that_fails_stands_in_the_table_and_the_others_go_on(
     assert whats == ["joint", "bone", "joint", "bone", "sum 1:1"], "no sum without all streams"
     # two positions have the same weight under both rules: one ensemble
     assert [(sum_.row, sum_.rule) for sum_ in summary.ensembles] == [("hglnet", "sum 1:1")]
-    text = (summary.folder / "sweep.md").read_text()
+    text = (summary.folder / "mine.md").read_text()
     assert "Failed: ltc, joint, seed 0: the loss is not finite at step 3" in text
 
 
@@ -191,7 +191,7 @@ def test_a_table_tells_of_every_commit_and_device_that_trained_its_runs(config: 
     record = read(sweep.run(settings, SilentProgress()))
     assert record["made_by"] == [here, there]
     assert [len(run["made_by"]) for run in record["runs"]] == [1, 1, 2, 1]
-    assert "0123abc on H200" in (settings.out / "sweep.md").read_text()
+    assert "0123abc on H200" in (settings.out / "mine.md").read_text()
 
 
 def test_a_sweep_of_more_streams_replaces_the_ensemble_of_fewer(config: Config) -> None:
@@ -214,7 +214,7 @@ def test_bars_are_escaped_and_long_failures_shortened_in_the_table_but_not_in_js
     monkeypatch.setattr(train, "run", failing)
     labelled = SWEEP.replace('"without GTA"', '"LTC | no GTA"')
     summary = sweep.run(config(labelled), SilentProgress())
-    text = (summary.folder / "sweep.md").read_text()
+    text = (summary.folder / "mine.md").read_text()
     assert "| LTC \\| no GTA | joint | failed |" in text
     told = [line for line in text.splitlines() if line.startswith("Failed: ")]
     assert len(told) == 2
@@ -236,8 +236,26 @@ def test_the_command_prints_the_table_and_exits_1_where_a_run_failed(config: Con
     assert "paper (NTU60 X-Sub)" in done.stdout
     assert "Data set small, protocol ntu60-xsub" in done.stdout
     assert "Failed: ltc, joint, seed 0: " in done.stdout
+    planned = CliRunner().invoke(
+        app, [*arguments, str(settings.out), "--dry-run"], env={"COLUMNS": "160"}
+    )
+    marks = [line.split("│")[-2].strip() for line in planned.stdout.splitlines() if "│" in line]
+    assert marks == ["", "yes"], "trained"
     wrong = CliRunner().invoke(app, [*arguments, str(settings.out), "--streams", "bones"])
     assert wrong.exit_code == 2
+
+
+def test_sweeps_in_one_folder_share_runs_and_keep_a_table_each(config: Config) -> None:
+    first = sweep.run(config(), SilentProgress())
+    settings = config()
+    recipe = settings.model_copy(update={"sweep": settings.sweep.replace("mine", "small")})
+    second = sweep.run(recipe, SilentProgress())
+    assert sorted(path.name for path in settings.out.iterdir() if path.is_file()) == [
+        *(f"mine.{end}" for end in ("csv", "json", "md")),
+        *(f"small.{end}" for end in ("csv", "json", "md")),
+    ]
+    assert read(first)["sweep"] == "mine"
+    assert (second.folder / "small.md").read_text().startswith("## Recipe small")
 
 
 def test_a_recipe_is_a_sweep_of_one_row(config: Config, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_rows_that_start_from_one_that_fails_fail_with_a_sentence_and_are_not_tr
     assert "holds a run with other settings" in problems["zero"]
     assert problems["half"] == "it starts from zero, joint, seed 0, which failed"
     assert problems["whole"] == "it starts from half, joint, seed 0, which failed"
-    text = (summary.folder / "sweep.md").read_text()
+    text = (summary.folder / "mine.md").read_text()
     assert "4 of 4 runs ended" in text
     assert "Failed: whole, joint, seed 0: it starts from half, joint, seed 0, which failed" in text
 
@@ -222,7 +222,7 @@ def test_runs_side_by_side_wait_for_their_start_and_one_that_fails_ends_those_al
     assert "fewer than loop.batch_size 1000" in summary.failures[0].problem
     assert summary.failures[1].problem == "it starts from alone, joint, seed 0, which failed"
     assert not (summary.folder / "after").exists()
-    record = json.loads((summary.folder / "sweep.json").read_text())
+    record = json.loads((summary.folder / "mine.json").read_text())
     assert [line["cells"] for line in record["table"][2:]] == [["failed"], ["failed"]]
 
 
