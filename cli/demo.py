@@ -80,7 +80,11 @@ def demo(
             "hoc ensemble {out}/runs/joint {out}/runs/bone --out {out}/runs/ensemble",
             _ensemble,
         ),
-        ("describe", "hoc describe {out}/runs/joint --all", _describe),
+        (
+            "describe",
+            "hoc describe {out}/runs/joint --all --synonyms {out}/synonyms.csv",
+            _describe,
+        ),
     )
     timings: list[tuple[str, float, str]] = []
     with console.progress() as progress:
@@ -234,20 +238,13 @@ def _ensemble(demo: _Demo) -> str:
 
 
 def _describe(demo: _Demo) -> str:
-    from datasets_build.synthetic import action_of_caption
+    from datasets_build.synthetic import SYNONYMS_NAME
     from training.command_config import DescribeConfig
     from training.describe import run
-    from training.text_quality import Named
 
-    label_of = {action_id: label for label, action_id in enumerate(ACTION_IDS)}
-
-    def named_in(text: str) -> Named:
-        label = label_of.get(action_of_caption(text) or 0)
-        labels = () if label is None else (label,)
-        return Named(labels, labels)
-
-    config = DescribeConfig(run=demo.runs[0], every=True, device="cpu")
-    summary = run(config, demo.progress, named_in=named_in)
+    synonyms = (demo.folder / SYNONYMS_NAME,)
+    config = DescribeConfig(run=demo.runs[0], every=True, synonyms=synonyms, device="cpu")
+    summary = run(config, demo.progress)
     by_action = sorted(
         summary.descriptions, key=lambda d: (demo.truth[d.sample_id]["action_id"], d.sample_id)
     )

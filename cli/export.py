@@ -44,7 +44,7 @@ def export(
         list[str] | None,
         typer.Option(
             help="Split rule; needed for ctrgcn-npz and inputs. For pyskl-pkl repeatable; default: "
-            "all that the samples belong to, one-shot ones apart."
+            "the published ones of the set's 60 or 120 classes, one-shot ones apart, and its own."
         ),
     ] = None,
     stream: Annotated[

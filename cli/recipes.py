@@ -34,6 +34,8 @@ def recipes(
     if resolved:
         _print_resolved(name, [*captions, *sweeps])
         return
+    if name is not None and json_output:
+        raise ValueError(f"--json is of the list; {name} as JSON: hoc recipes {name} --resolved")
     if name is not None:
         files = {**sweeps, **trainings}
         path = files[name] if name in files else _one_of(name, [*trainings, *sweeps, *captions])

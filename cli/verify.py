@@ -32,10 +32,11 @@ def verify(
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Recompute every hash of a caption run or a data set. Exit code 1 when something differs.
+    """Recompute the hashes of a data set's files, or of a caption run's videos, prompts and shards.
 
-    With --regenerate the model is asked again too: the share of captions that come out equal to
-    the last bit, and for the others the first token that differs.
+    Exit code 1 when something differs. With --regenerate the model's are compared, too, and it is
+    asked again: the share of captions that come out equal to the last bit, and for the others the
+    first token that differs.
     """
     share = _parse_share(regenerate) if regenerate else None
     kind, problems = _check(folder)

@@ -66,7 +66,7 @@ __all__ = [
 
 # Part of the request of a written set: raise it when motions or pictures change.
 GENERATOR_VERSION = 1
-REQUEST_NAME, TRUTH_NAME = "demo-set.json", "truth.jsonl"
+REQUEST_NAME, TRUTH_NAME, SYNONYMS_NAME = "demo-set.json", "truth.jsonl", "synonyms.csv"
 
 # Factor on durations, our choice: neighbouring speeds differ by more than subjects do (7 %).
 _PACES: dict[Speed | None, float] = {"quickly": 0.66, None: 1.0, "slowly": 1.6}
@@ -259,10 +259,10 @@ def write_demo_set(
     """Write the demo set as NTU files: every subject does every action, seen by three cameras.
 
     videos/S001C001P001R001A009_rgb.avi, skeletons/S001C001P001R001A009.skeleton, and truth.jsonl
-    with the caption and attributes of each clip, which is for scoring only. Subjects are 1, 2, ...,
-    so NTU60's cross-subject split trains on 1, 2, 4, 5, 8 and tests on 3, 6, 7. The three cameras
-    of a take see the same motion. The bytes depend on the arguments only, not on `workers`. A rerun
-    skips finished clips.
+    with the caption and attributes of each clip, and synonyms.csv with each action's verb, both for
+    scoring only. Subjects are 1, 2, ..., so NTU60's cross-subject split trains on 1, 2, 4, 5, 8 and
+    tests on 3, 6, 7. The three cameras of a take see the same motion. The bytes depend on the
+    arguments only, not on `workers`. A rerun skips finished clips.
 
     Args:
         folder: made if missing; must be empty or hold a set of the same arguments.
@@ -314,6 +314,8 @@ def write_demo_set(
     rows.sort(key=lambda row: str(row["sample_id"]))
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     write_bytes_atomic(folder / TRUTH_NAME, text.encode())
+    verbs = [f"{ACTIONS[i].name},{ACTIONS[i].verb}\n" for i in request.action_ids]
+    write_bytes_atomic(folder / SYNONYMS_NAME, "".join(["class,text\n", *verbs]).encode())
     progress.finish()
     return DemoSetSummary(
         folder=folder,

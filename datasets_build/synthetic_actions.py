@@ -47,7 +47,7 @@ class SyntheticAction:
         action_id: its number in NTU RGB+D (1-based).
         name: NTU's name for it.
         phrase: the caption without speed; {side}, {count} and {direction} are filled in.
-        verb: regular expression that finds this action, and no other, in a caption.
+        verb: words that stand for this action, and no other, in a caption; the first may end in s.
         move: the motion.
         max_repetitions: the largest count by speed (slowly, ordinary, quickly); None: not counted.
         directions: direction names of the caption; empty: none.
@@ -74,44 +74,44 @@ ACTIONS: dict[int, SyntheticAction] = {
     action.action_id: action
     for action in (
         SyntheticAction(
-            8, "sit down", "A person sits down on a chair", r"\bsits? down\b", motion.sit_down
+            8, "sit down", "A person sits down on a chair", "sit down", motion.sit_down
         ),
         SyntheticAction(
-            9, "stand up", "A person stands up from a chair", r"\bstands? up\b", motion.stand_up
+            9, "stand up", "A person stands up from a chair", "stand up", motion.stand_up
         ),
         SyntheticAction(
-            10, "clapping", "A person claps the hands {count}", r"\bclaps?\b", motion.clap,
+            10, "clapping", "A person claps the hands {count}", "clap", motion.clap,
             min_repetitions=2, max_repetitions=(3, 4, 5),
         ),
         SyntheticAction(
-            23, "hand waving", "A person waves the {side} hand {count}", r"\bwaves?\b",
+            23, "hand waving", "A person waves the {side} hand {count}", "wave",
             motion.wave_hand, min_repetitions=2, max_repetitions=(3, 4, 4),
         ),
         SyntheticAction(
             24, "kicking something", "A person kicks {direction} with the {side} foot {count}",
-            r"\bkicks?\b", motion.kick, max_repetitions=(1, 2, 2),
+            "kick", motion.kick, max_repetitions=(1, 2, 2),
             directions=("forward", "sideways"),
         ),
         SyntheticAction(
-            26, "hopping", "A person hops on the {side} foot {count}", r"\bhops?\b", motion.hop,
+            26, "hopping", "A person hops on the {side} foot {count}", "hop", motion.hop,
             min_repetitions=2, max_repetitions=(3, 4, 4),
         ),
         SyntheticAction(
-            27, "jump up", "A person jumps up {count}", r"\bjumps?\b", motion.jump,
+            27, "jump up", "A person jumps up {count}", "jump", motion.jump,
             max_repetitions=(1, 2, 3),
         ),
         SyntheticAction(
             31, "pointing to something with finger",
-            "A person points {direction} with the {side} hand", r"\bpoints?\b", motion.point,
+            "A person points {direction} with the {side} hand", "point", motion.point,
             directions=("forward", "up", "to the left", "to the right"),
         ),
         SyntheticAction(
-            55, "hugging other person", "Two people walk up to each other and hug", r"\bhugs?\b",
+            55, "hugging other person", "Two people walk up to each other and hug", "hug",
             motion.hug, num_people=2,
         ),
         SyntheticAction(
             59, "walking towards each other", "Two people walk towards each other and stop",
-            r"\bwalks? towards\b", motion.walk_together, num_people=2,
+            "walk towards", motion.walk_together, num_people=2,
         ),
     )
 }  # fmt: skip
@@ -129,7 +129,11 @@ def describe(performance: Performance) -> str:
 
 def action_of_caption(text: str) -> int | None:
     """The action_id whose verb phrase stands in the text; None if none or more than one does."""
-    found = [i for i, action in ACTIONS.items() if re.search(action.verb, text, re.IGNORECASE)]
+    found = []
+    for action_id, action in ACTIONS.items():
+        first, *others = action.verb.split()
+        if re.search(rf"\b{' '.join([f'{first}s?', *others])}\b", text, re.IGNORECASE):
+            found.append(action_id)
     return found[0] if len(found) == 1 else None
 
 

@@ -148,9 +148,7 @@ def load_text_run(
     return loaded, loaded.method
 
 
-def run(
-    config: DescribeConfig, progress: Progress, *, named_in: NamedIn | None = None
-) -> DescribeSummary:
+def run(config: DescribeConfig, progress: Progress) -> DescribeSummary:
     """Describe samples, files or a whole split, in batches.
 
     Of a whole split describe-SPLIT.parquet and then describe-SPLIT.json are written into the run
@@ -159,7 +157,6 @@ def run(
     Args:
         config: which run and which clips.
         progress: told of every batch.
-        named_in: tells which classes a text names; None: by their names and config.synonyms.
 
     Raises:
         FileNotFoundError: the run, the data set, a file or a table is not there.
@@ -168,7 +165,7 @@ def run(
     """
     loaded, method = load_text_run(config.run, dataset=config.dataset, device=config.device)
     # Captions of a class are often the same sentence: each is looked at once.
-    judges = [cache(named_in or class_phrases(loaded.dataset, config.synonyms))]
+    judges = [cache(class_phrases(loaded.dataset, config.synonyms))]
     if config.sentences:
         sentences = read_class_sentences(config.sentences, loaded.dataset).by_label
         judges.append(cache(ClosestSentence(sentences)))

@@ -72,6 +72,7 @@ def test_documented_commands_are_commands_with_those_options(page: str) -> None:
         (("sweep", "tabl-4", "--data", "x", "--out", "y"), "did you mean 'table-4'"),
         (("sweep", "table-4", "--data", "no/such/set", "--out", "y"), "no/such/set"),
         (("recipes", "table-4", "--resolved"), "hoc sweep SWEEP --dry-run"),
+        (("recipes", "demo", "--json"), "hoc recipes demo --resolved"),
         (("evaluate", "no/such/run"), "no/such/run"),
         (("describe", "no/such/run", "--all"), "no/such/run"),
         (("zero-shot", "no/such/run"), "no/such/run"),

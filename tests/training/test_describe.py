@@ -24,7 +24,6 @@ from training.command_config import DescribeConfig
 from training.config import TrainConfig
 from training.loading import one_clip
 from training.skeleton_data import SkeletonStore
-from training.text_quality import Named
 from training.text_scores import text_scores
 
 WORDS = {8: "sits down", 10: "claps", 23: "waves"}
@@ -61,7 +60,7 @@ def trained(
 
 
 def ask(run: Path, **changes: Any) -> describe.DescribeSummary:
-    config = DescribeConfig(run=run, device="cpu", max_new_tokens=8, **changes)
+    config = DescribeConfig(**{"run": run, "device": "cpu", "max_new_tokens": 8, **changes})
     return describe.run(config, SilentProgress())
 
 
@@ -157,9 +156,11 @@ def test_description_twice_gives_the_same_text(trained: Path) -> None:
     assert ask(trained, sample_ids=names) == ask(trained, sample_ids=names)
 
 
-def test_the_match_of_actions_is_the_callers(trained: Path) -> None:
-    config = DescribeConfig(run=trained, every=True, device="cpu", max_new_tokens=4)
-    summary = describe.run(config, SilentProgress(), named_in=lambda text: Named((0,), (0,)))
+def test_classes_taken_for_another_are_told(trained: Path, tmp_path: Path) -> None:
+    table = tmp_path / "synonyms.csv"
+    lines = ["sit down,person", *(f"{name},xylophone" for name in CLASSES[1:])]
+    table.write_text("class,text\n" + "\n".join(lines) + "\n")
+    summary = ask(trained, every=True, synonyms=(table,), max_new_tokens=4)
     assert summary.share_named == pytest.approx(1 / 3)
     assert summary.naming is not None
     assert [pair.taken_for for pair in summary.naming.confused] == ["sit down", "sit down"]
