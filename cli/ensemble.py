@@ -67,7 +67,13 @@ def ensemble(
         summary = run(config, progress)
     if json_output:
         members = [
-            {"run": m.run, "stream": m.stream, "weight": m.weight, "top1": m.top1}
+            {
+                "run": m.run,
+                "stream": m.stream,
+                "weight": m.weight,
+                "top1": m.top1,
+                "trained": m.trained,
+            }
             for m in summary.members
         ]
         searched = summary.validation
@@ -80,10 +86,10 @@ def ensemble(
             }
         )
         return
-    rows = [(m.run, m.stream, m.weight, f"{m.top1:.2%}") for m in summary.members]
+    rows = [(m.run, m.stream, m.trained, m.weight, f"{m.top1:.2%}") for m in summary.members]
     console.print_table(
         f"Members, weights: {summary.weights}",
-        ["run", "stream", "weight", "top-1"],
+        ["run", "stream", "trained", "weight", "top-1"],
         rows,
         numeric=2,
     )

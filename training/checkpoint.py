@@ -32,6 +32,7 @@ MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 CHECKPOINT_FILE = "checkpoint.json"
 LANGUAGE_MODEL_KEY = "language_model_weights"  # of the request: what the frozen model's are
+STAGE_KEY = "stage"  # of the request: runs that this one starts from, one after the other
 ENVIRONMENT_FILE = "environment.json"  # beside last/: versions, device and commit
 MADE_BY = "hoc train"
 

@@ -197,7 +197,7 @@ class LoopConfig(Settings):
             norms see batch_size / (processes x accumulation) of them at a time.
         accumulation: parts that a process computes one after the other for one step.
         sync_batch_norm: with several processes, batch norms see the parts of all of them together.
-        mixed_precision: autocast of the forward pass.
+        mixed_precision: autocast of the forward pass; "no": float32, without TF32.
         seed: of the weights, the order and every draw.
         deterministic: only bit-reproducible kernels.
         checkpoint_every_epochs: how often `last/` is replaced (the last epoch always is).

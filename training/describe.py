@@ -25,7 +25,7 @@ from training.checkpoint import LANGUAGE_MODEL_KEY, read_request
 from training.class_sentences import read_class_sentences
 from training.command_config import DescribeConfig
 from training.evaluate import LoadedRun, load_run
-from training.loading import AnySplit, load_split, split_of
+from training.loading import AnySplit, split_of
 from training.methods.hocslm import HocSLMMethod
 from training.references import read_references
 from training.scores import file_stem
@@ -228,17 +228,7 @@ def _stores(config: DescribeConfig, loaded: LoadedRun) -> list[SkeletonStore]:
     wanted: Mapping[AnySplit, list[str] | None] = (
         {config.split: None} if config.every else _by_split(loaded, config.sample_ids)
     )
-    return [
-        load_split(
-            loaded.dataset,
-            loaded.protocol,
-            split,
-            loaded.record.config.data,
-            device=loaded.device,
-            sample_ids=names,
-        )
-        for split, names in wanted.items()
-    ]
+    return [loaded.store(split, sample_ids=names) for split, names in wanted.items()]
 
 
 def _by_split(loaded: LoadedRun, sample_ids: Sequence[str]) -> dict[AnySplit, list[str]]:

@@ -29,7 +29,13 @@ from training.metrics import (
     write_confusion_csv,
     write_confusion_png,
 )
-from training.scores import SCORES_SHA256, read_evaluation, scores_file, write_scores
+from training.scores import (
+    LAST_EPOCH,
+    SCORES_SHA256,
+    read_evaluation,
+    scores_file,
+    write_scores,
+)
 from training.streams import is_motion
 
 POSITION_WEIGHT, MOTION_WEIGHT = 1.5, 1.0  # InfoGCN's, of the rule "position-motion"
@@ -47,12 +53,14 @@ class Member:
         stream: its stream.
         weight: of its scores.
         top1: its own accuracy.
+        trained: what its weights are, in words; "last epoch" for those of a finished run.
     """
 
     run: Path
     stream: str
     weight: float
     top1: float
+    trained: str = LAST_EPOCH
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
     summed = _sum(joined.scores, weights)
     measured = accuracy(summed, joined.labels, class_names)
     members = tuple(
-        Member(folder, record["stream"], weight, record["top1"])
+        Member(folder, record["stream"], weight, record["top1"], record["weights"])
         for folder, record, weight in zip(config.runs, joined.records, weights, strict=True)
     )
     config.out.mkdir(parents=True, exist_ok=True)
@@ -144,6 +152,8 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
     matrix = confusion_matrix(summed, joined.labels)
     write_confusion_csv(files[2], matrix, class_names)
     title = f"{len(members)} streams, {first['protocol']} {config.split}: {measured.top1:.1%}"
+    if unfinished := [m for m in members if m.trained != LAST_EPOCH]:
+        title += f"\n{len(unfinished)} of the runs unfinished"
     write_confusion_png(files[3], matrix, class_names, title)
     write_json(
         files[1],
@@ -162,6 +172,7 @@ def run(config: EnsembleConfig, progress: Progress) -> EnsembleSummary:
                     "stream": m.stream,
                     "weight": m.weight,
                     "top1": m.top1,
+                    "trained": m.trained,
                 }
                 for m, place in zip(members, _places(config), strict=True)
             ],

@@ -27,7 +27,7 @@ from training.build import RunRecord, build_method, pick_device, read_run
 from training.checkpoint import load_saved_weights
 from training.command_config import EvaluateConfig
 from training.config import Weights
-from training.loading import load_split, split_of
+from training.loading import AnySplit, load_split, split_of
 from training.methods.method import Method
 from training.metrics import (
     Accuracy,
@@ -36,8 +36,15 @@ from training.metrics import (
     write_confusion_csv,
     write_confusion_png,
 )
-from training.scores import SCORES_SHA256, file_stem, metrics_file, scores_file, write_scores
-from training.seeding import cpu_threads, deterministic_kernels, seeded
+from training.scores import (
+    LAST_EPOCH,
+    SCORES_SHA256,
+    file_stem,
+    metrics_file,
+    scores_file,
+    write_scores,
+)
+from training.seeding import cpu_threads, deterministic_kernels, full_float32, seeded
 from training.skeleton_data import SkeletonStore
 
 
@@ -100,6 +107,22 @@ class LoadedRun:
             parts += [self.dataset.name, self.dataset.fingerprint[:8]]
         return "-".join(parts)
 
+    def store(self, split: AnySplit, *, sample_ids: Sequence[str] | None = None) -> SkeletonStore:
+        """The samples of a split, or some of them, as the method was trained to see them.
+
+        Raises:
+            ValueError: see load_split.
+        """
+        return load_split(
+            self.dataset,
+            self.protocol,
+            split,
+            self.record.config.data,
+            device=self.device,
+            sample_ids=sample_ids,
+            second_body=self.record.second_body,
+        )
+
     def provenance(self, split: str) -> dict[str, Any]:
         """What a file of results says about where they are from."""
         method = self.record.config.method
@@ -147,7 +170,7 @@ def load_run(
         label = best.label
     else:
         saved, planned = load_saved_weights(folder), record.config.loop.epochs
-        label = "last epoch"
+        label = LAST_EPOCH
         if saved.epoch != planned:
             label = f"unfinished run: {saved.epoch} of {planned} epochs are done"
     data = open_dataset(dataset or record.config.data.dataset)
@@ -191,9 +214,7 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
         weights=config.weights,
     )
     record = loaded.record
-    store = load_split(
-        loaded.dataset, loaded.protocol, config.split, record.config.data, device=loaded.device
-    )
+    store = loaded.store(config.split)
     if config.split != "train":
         _refuse_trained_on(loaded, store.sample_ids, split=config.split)
     loop = record.config.loop
@@ -214,7 +235,7 @@ def run(config: EvaluateConfig, progress: Progress) -> EvaluateSummary:
     write_scores(files[0], store.sample_ids, store.labels, scores)
     write_confusion_csv(files[2], matrix, names)
     title = f"{data.stream}, {loaded.protocol.name} {split}: {measured.top1:.1%}"
-    if loaded.weights != "last epoch":
+    if loaded.weights != LAST_EPOCH:
         title += f"\n{loaded.weights}"
     write_confusion_png(files[3], matrix, names, title)
     # Last: what it says of the weights holds for all four files.
@@ -286,25 +307,17 @@ def _refuse_trained_on(loaded: LoadedRun, sample_ids: Sequence[str], *, split: s
 def score_store(
     method: Method, store: SkeletonStore, *, batch_size: int, progress: Progress | None = None
 ) -> np.ndarray:
-    """Class scores of every sample in the order of the store, (n, num_classes) float32.
-
-    Raises:
-        ValueError: the method does not classify.
-    """
+    """Class scores of every sample in the order of the store, (n, num_classes) float32."""
     was_training = method.training
     method.eval()
     parts = []
     if progress is not None:
         progress.start("evaluate", len(store), unit="samples")
-    for batch in store.test_batches(batch_size):
-        scores = method.predict(batch)  # (N, num_classes)
-        if scores is None:
-            raise ValueError(
-                f"{type(method).__name__} gives no class scores; it cannot be evaluated"
-            )
-        parts.append(scores)
-        if progress is not None:
-            progress.advance(len(batch.label))
+    with full_float32():
+        for batch in store.test_batches(batch_size):
+            parts.append(method.predict(batch))  # (N, num_classes)
+            if progress is not None:
+                progress.advance(len(batch.label))
     if progress is not None:
         progress.finish()
     method.train(was_training)

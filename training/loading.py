@@ -61,6 +61,7 @@ def load_split(
     with_captions: bool = False,
     prompt_ids: Sequence[str] = (),
     sample_ids: Sequence[str] | None = None,
+    second_body: SecondBody | None = None,
 ) -> SkeletonStore:
     """Read one split of a data set, once.
 
@@ -73,6 +74,8 @@ def load_split(
         with_captions: also read the captions; for the training split only.
         prompt_ids: only captions of these prompts; empty: all.
         sample_ids: only these samples.
+        second_body: what stands for a body that was not seen, for a model that was trained with
+            it; None: what the data set and protocol say.
 
     Raises:
         ValueError: the split is empty or not there, the view is not for this layout, an unseen
@@ -100,7 +103,7 @@ def load_split(
         index,
         skeleton=dataset.skeleton,
         config=config,
-        second_body=dataset.second_body_for(protocol),
+        second_body=second_body or dataset.second_body_for(protocol),
         device=device,
         texts=None if texts is None else [texts[name] for name in index],
     )

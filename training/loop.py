@@ -1,10 +1,10 @@
 """The one training loop: epochs, precision, accumulation, schedule, log, checkpoint, evaluation.
 
 What is optimised belongs to a method (training/methods); what it changes and how that is saved to
-run_state.py. Everything that a step draws comes from (seed, step) or (seed, epoch, sample_id), and
-a checkpoint is saved at the end of an epoch or at a logged step within one: a run that was killed
-and started again ends with the weights and metric lines of one that was not, bit for bit where the
-kernels are deterministic.
+run_state.py. Everything that a step draws comes from (seed, step) or (seed, epoch, sample_id), the
+latter with another seed in each stage of a chain of runs, and a checkpoint is saved at the end of
+an epoch or at a logged step within one: a run that was killed and started again ends with the
+weights and metric lines of one that was not, bit for bit where the kernels are deterministic.
 
 A step never waits for the device (but for a look of transformers' at the positions of packed
 captions). Losses stay there and are read once every `log_every_steps`. A
@@ -35,7 +35,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from datasets_build.progress import Progress
-from training.checkpoint import has_checkpoint
+from training.checkpoint import STAGE_KEY, has_checkpoint
 from training.config import LoopConfig, OptimConfig
 from training.execution import compile_encoder
 from training.methods.method import Method, StepOutput
@@ -43,7 +43,7 @@ from training.metrics import MetricsLog, metric_label
 from training.optim import lr_factor, set_lr
 from training.replay import save_bad_step
 from training.run_state import RunState
-from training.seeding import seed_step, seeded
+from training.seeding import derived_seed, seed_step, seeded
 from training.skeleton_data import Picks, SkeletonBatch, SkeletonStore
 from training.termination import EXIT_CODE, noted_sigterm
 from training.trackers import open_trackers
@@ -135,6 +135,9 @@ class _Fit:
         self.request = request
         self.progress = progress
         self.evaluate = evaluate
+        # What starts from a trained run does not see that run's views and batches again.
+        stage = request.get(STAGE_KEY, 0)
+        self.seed = derived_seed(loop.seed, STAGE_KEY, stage) if stage else loop.seed
         self.rank = accelerator.process_index
         self.steps_per_epoch = store.num_picks // loop.batch_size
         self.num_parts = accelerator.num_processes * loop.accumulation
@@ -185,7 +188,7 @@ class _Fit:
         try:
             # Each step has a seed of its own.
             with seeded(loop.seed, "steps"), noted_sigterm() as self.is_stop_asked:
-                for epoch in range(state.step // self.steps_per_epoch, loop.epochs):
+                for epoch in range(state.epoch, loop.epochs):
                     self._train_epoch(epoch)
                     self._end_epoch(epoch)
         finally:
@@ -216,10 +219,10 @@ class _Fit:
         loop, state = self.loop, self.state
         end = (epoch + 1) * self.steps_per_epoch
         self.method.train()
-        picks = self.store.shuffled(loop.seed, epoch)
+        picks = self.store.shuffled(self.seed, epoch)
         own = range(self.rank * loop.accumulation, (self.rank + 1) * loop.accumulation)
         parts = (self._part(picks, step, part) for step in range(state.step, end) for part in own)
-        batches = self.store.batches(parts, seed=loop.seed, epoch=epoch, training=True)
+        batches = self.store.batches(parts, seed=self.seed, epoch=epoch, training=True)
         window = Window(state.step)
         while state.step < end:
             factor = lr_factor(
@@ -234,7 +237,9 @@ class _Fit:
             if state.step % loop.log_every_steps == 0 or state.step == end:
                 self._read(window, picks, epoch)
                 self._report(window, epoch)
-                if self.is_save_due and state.step < end:  # at the end: after the evaluation
+                # At the end of an epoch: after its evaluation, for which a SIGTERM leaves no time.
+                is_urgent = self.is_stop_due and self._is_evaluated(epoch)
+                if self.is_save_due and (state.step < end or is_urgent):
                     self._save(epoch)
                     self._leave_if_asked()
                 window = Window(state.step)
@@ -301,11 +306,10 @@ class _Fit:
         where = self.folder
         if self.accelerator.is_main_process:
             parts = [self._part(picks, step, part) for part in range(self.num_parts)]
-            seed = self.loop.seed
             where = save_bad_step(
                 self.folder,
                 self.method,
-                list(self.store.batches(parts, seed=seed, epoch=epoch, training=True)),
+                list(self.store.batches(parts, seed=self.seed, epoch=epoch, training=True)),
                 epoch=epoch,
                 step=step,
                 sample_ids=[[self.store.sample_ids[i] for i in part.index] for part in parts],
@@ -348,13 +352,16 @@ class _Fit:
         """Evaluate, then save: a checkpoint's metric lines are all written before it."""
         loop, num_done = self.loop, epoch + 1
         is_last = num_done == loop.epochs
-        every = loop.evaluate_every_epochs
-        if every and (is_last or num_done % every == 0):
+        if self._is_evaluated(epoch):
             self._evaluate(epoch)
         if is_last or num_done % loop.checkpoint_every_epochs == 0 or self.is_save_due:
             self._save(num_done)
         if not is_last:
             self._leave_if_asked()
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        every, num_done = self.loop.evaluate_every_epochs, epoch + 1
+        return bool(every) and (num_done == self.loop.epochs or num_done % every == 0)
 
     def _evaluate(self, epoch: int) -> None:
         """Score the weights that would be saved; only the main process works, the others wait."""

@@ -30,7 +30,7 @@ from training.command_config import RetrieveConfig
 from training.describe import load_text_run
 from training.evaluate import LoadedRun
 from training.likelihoods import mean_log_likelihoods, prefixes
-from training.loading import load_split, read_index
+from training.loading import read_index
 from training.references import read_references
 from training.scores import file_stem
 from training.seeding import cpu_threads, deterministic_kernels, numpy_generator
@@ -159,9 +159,7 @@ def _store(config: RetrieveConfig, loaded: LoadedRun) -> SkeletonStore:
         names = sorted(index)
         if config.num_samples < len(names):
             names = rng.choice(names, config.num_samples, replace=False).tolist()
-    return load_split(
-        loaded.dataset, loaded.protocol, config.split, data, device=loaded.device, sample_ids=names
-    )
+    return loaded.store(config.split, sample_ids=names)
 
 
 def _candidates(

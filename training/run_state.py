@@ -39,6 +39,7 @@ class RunState:
         optimizer: not yet wrapped by accelerate.
         average: the averaged weights; None without.
         step: finished optimiser steps.
+        epoch: finished epochs, their evaluation included.
         metrics: the last training metrics, as logged.
         evaluation: those of the last evaluation; empty before it.
     """
@@ -63,7 +64,7 @@ class RunState:
         """
         self.method = method
         self.scaler = scaler
-        self.step = 0
+        self.step = self.epoch = 0
         self.metrics: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
         self.num_processes = num_processes
@@ -85,6 +86,7 @@ class RunState:
         Raises:
             OSError: it could not be written; the old one stays whole.
         """
+        self.epoch = epochs
         state, optimizer = pack_optimizer(self.optimizer)
         weights = self.method.saved_state()
         numbers: dict[str, Any] = {
@@ -123,7 +125,8 @@ class RunState:
         unpack_optimizer(self.optimizer, saved.state, saved.numbers["optimizer"])
         if self.scaler is not None:
             self.scaler.load_state_dict(saved.numbers["scaler"])
-        self.step, self.metrics = saved.step, saved.numbers.get("metrics", {})
+        self.step, self.epoch = saved.step, saved.epoch
+        self.metrics = saved.numbers.get("metrics", {})
         self.evaluation = saved.numbers.get("evaluation", {})
         before = saved.numbers.get("num_processes", self.num_processes)  # not in earlier versions
         if before != self.num_processes:

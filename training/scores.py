@@ -25,6 +25,7 @@ SCORE_SCHEMA = pa.schema(
         pa.field("scores", pa.list_(pa.float32()), nullable=False),
     ]
 )
+LAST_EPOCH = "last epoch"  # how a record of scores calls the weights of a finished run
 SCORES_SHA256 = "scores_sha256"  # the key in the JSON file
 
 

@@ -69,6 +69,17 @@ def cpu_threads(wanted: int | None) -> Iterator[None]:
 
 
 @contextmanager
+def full_float32(wanted: bool = True) -> Iterator[None]:
+    """Within it, if wanted, GPUs convolve float32 tensors in float32: torch's default is TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before and not wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Within it, if wanted, torch takes bit-reproducible kernels only, or raises."""
     if not wanted:

@@ -6,6 +6,7 @@ each take as long as one run on two. Several GPUs are shared out; one is shared 
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -95,8 +96,17 @@ def _work(
     try:
         event = Event(number, "done", work(item, _Relay(number, pipe)))
     except Exception as error:
-        event = Event(number, "failed", error)
+        event = Event(number, "failed", _portable(error))
     pipe.send(event)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot travel to another process."""
+    try:
+        copy.deepcopy(error)  # takes it apart and makes it anew as pickle does
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def gpus_of(slot: int, *, jobs: int) -> str | None:
@@ -193,7 +203,7 @@ def _receive(pipe: Connection, number: int, process: BaseProcess) -> Event:
         process.join()
         killed = RuntimeError(
             f"a training process ended with code {process.exitcode}, as one does that is killed or "
-            "out of memory; its checkpoint is kept: run again to go on"
+            "out of memory; what it saved is kept: run again to go on"
         )
         return Event(number, "failed", killed)
     return event

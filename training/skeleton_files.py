@@ -65,7 +65,7 @@ def read_file_clip(path: Path, loaded: LoadedRun) -> FileClip:
         name=path.stem,
         skeleton=record.skeleton,
         config=record.config.data,
-        second_body=loaded.dataset.second_body_for(loaded.protocol),
+        second_body=record.second_body,
         device=loaded.device,
         family=loaded.dataset.family,
     )

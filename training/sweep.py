@@ -1,7 +1,7 @@
 """A table of runs: rows x streams x seeds are trained, scored and summed. `run` is `hoc sweep`.
 
-OUT/ROW/STREAM-seedK are run folders as `hoc train` writes them, OUT/ROW/ensemble-RULE-seedK what
-`hoc ensemble` writes; OUT/SWEEP.md, .csv and .json are replaced after every run that ends. A
+OUT/ROW/STREAM-seedK are run folders as `hoc train` writes them, OUT/ROW/ensemble-STREAMS-RULE-seedK
+what `hoc ensemble` writes; OUT/SWEEP.md, .csv and .json are replaced after every run that ends. A
 stopped sweep goes on with the same command: finished runs are found, begun ones resumed. A run that
 fails stands in the table with its sentence, and so do those that would have started from it; the
 others go on.
@@ -29,7 +29,7 @@ from training.execution import release_memory
 from training.loop import NonFiniteLossError
 from training.scores import SCORES_SHA256, metrics_file, scores_file
 from training.side_by_side import Turn, refuse_torchrun, side_by_side
-from training.streams import is_motion
+from training.streams import STREAMS, is_motion
 from training.sweep_check import check_sweep
 from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
 from training.sweep_results import EnsembleResult, MadeBy, Reached, RunResult, SweepSummary
@@ -163,11 +163,10 @@ class _Sweep:
         for rule, shown in RULES.items():
             if rule != "equal" and num_motions in (0, len(members)):
                 continue  # the same weights for all
-            folder = self.config.out / result.row / f"ensemble-{rule}-seed{result.seed}"
+            what = "all" if set(self.plan.streams) == set(STREAMS) else "+".join(self.plan.streams)
+            folder = self.config.out / result.row / f"ensemble-{what}-{rule}-seed{result.seed}"
             runs = tuple(member.folder for member in members)
             settings = EnsembleConfig(runs=runs, rule=rule, out=folder)
-            # The folder is the sweep's own: an ensemble of fewer or other streams gives way.
-            ensemble.ensemble_file(folder, "test").unlink(missing_ok=True)
             summary = ensemble.run(settings, SilentProgress())
             weights = {member.stream: member.weight for member in summary.members}
             found = summary.accuracy

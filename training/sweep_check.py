@@ -73,6 +73,12 @@ def _check_data(row: str, data: DataConfig, dataset: SkeletonDataset) -> None:
         read_index(each, each.protocol(data.protocol), "test", view=data.view)
         for each in (own, dataset)
     )
+    policies = [each.second_body_for(each.protocol(data.protocol)) for each in (own, dataset)]
+    if policies[0] != policies[1]:
+        raise ValueError(
+            f"row {row!r} is of {own.folder}, which has {policies[0]!r} for a body that was not "
+            f"seen, {dataset.folder} {policies[1]!r}; build both with the same --second-body"
+        )
     if ours != theirs:
         num_other = len(dict(ours.items() ^ theirs.items()))
         raise ValueError(

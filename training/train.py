@@ -31,6 +31,7 @@ from training.caption_controls import shown_captions
 from training.checkpoint import (
     LANGUAGE_MODEL_KEY,
     MADE_BY,
+    STAGE_KEY,
     has_checkpoint,
     load_weights,
     model_path,
@@ -49,7 +50,7 @@ from training.metrics import accuracy
 from training.models.shared_norm import share_statistics
 from training.replay import NONFINITE_FILE, NONFINITE_TENSORS
 from training.run_folder import note_start, sole_trainer
-from training.seeding import cpu_threads, deterministic_kernels, seeded
+from training.seeding import cpu_threads, deterministic_kernels, full_float32, seeded
 from training.skeleton_data import SkeletonStore, training_problems
 from training.trackers import check_trackers
 from training.unseen_classes import unseen_labels
@@ -131,6 +132,7 @@ def run(config: TrainConfig, progress: Progress) -> TrainSummary:
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(config.loop.num_threads))
         stack.enter_context(deterministic_kernels(config.loop.deterministic))
+        stack.enter_context(full_float32(config.loop.mixed_precision == "no"))
         finished = find_finished(config.out, asked.request)
         if finished is None:
             ready = prepare(config, asked)
@@ -167,6 +169,7 @@ def open_asked(config: TrainConfig) -> Asked:
         request[LANGUAGE_MODEL_KEY] = language_model_identity(config.method)
     if config.method.init_from is not None:
         request["init_weights_sha256"] = _weights_hash(config.method.init_from)
+        request[STAGE_KEY] = 1 + read_request(config.method.init_from)[1].get(STAGE_KEY, 0)
         _refuse_other_language_model(config.method, request)
     return Asked(dataset, protocol, request)
 
@@ -345,6 +348,12 @@ def _refuse_other_samples(theirs: RunRecord, ours: RunRecord) -> None:
         raise ValueError(
             f"method.init_from {theirs.folder} was trained on subjects {shown}, whom "
             "data.validation_subjects holds out here; start from a run that holds them out, too"
+        )
+    if theirs.second_body != ours.second_body:
+        raise ValueError(
+            f"method.init_from {theirs.folder} was trained with {theirs.second_body!r} for a body "
+            f"that was not seen, this run has {ours.second_body!r}; build both data sets with the "
+            "same --second-body"
         )
     for key in ("stream", "orphan", "view"):
         if getattr(there, key) != getattr(here, key):

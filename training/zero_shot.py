@@ -17,7 +17,7 @@ test sample has a part in it. Our choice, as are the means over tokens and over 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from training.command_config import ZeroShotConfig
 from training.describe import load_text_run
 from training.evaluate import LoadedRun
 from training.likelihoods import mean_log_likelihoods, prefixes
-from training.loading import load_split
 from training.methods.hocslm import HocSLMMethod
 from training.metrics import accuracy
 from training.scores import SCORES_SHA256, file_stem, write_scores
@@ -147,9 +146,7 @@ def run(config: ZeroShotConfig, progress: Progress) -> ZeroShotResult:
             '`--set data.unseen_classes=["NAME", "NAME"]`, or `hoc zero-shot-sweep`'
         )
     sentences = read_class_sentences(config.texts, loaded.dataset)
-    test = load_split(
-        loaded.dataset, loaded.protocol, "test", record.config.data, device=loaded.device
-    )
+    test = loaded.store("test")
     _check_test(record, test)
     loop = record.config.loop
     with cpu_threads(loop.num_threads), deterministic_kernels(loop.deterministic):
@@ -237,7 +234,7 @@ def _mean_prefix(loaded: LoadedRun, method: HocSLMMethod, progress: Progress) ->
         source = open_dataset(record.config.data.dataset)
     protocol = source.protocol(record.config.data.protocol)
     record.check_protocol(protocol)
-    train = load_split(source, protocol, "train", record.config.data, device=loaded.device)
+    train = replace(loaded, dataset=source, protocol=protocol).store("train")
     progress.start("mean of the training samples", len(train))
     total: Tensor | float = 0.0
     for prefix in prefixes(method, train, batch_size=_BATCH_SAMPLES):

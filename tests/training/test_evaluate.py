@@ -23,6 +23,8 @@ from training.build import build_method, read_run
 from training.checkpoint import load_checkpoint, load_weights, model_path, save_checkpoint
 from training.command_config import EvaluateConfig
 from training.config import TrainConfig
+from training.evaluate import load_run
+from training.loading import load_split
 from training.methods.method import Method
 from training.metrics import accuracy, confusion_matrix, top_k_share, worst_pairs
 from training.scores import read_evaluation, read_scores, write_scores
@@ -163,6 +165,19 @@ def test_results_under_another_protocol_or_data_set_have_files_of_their_own(
     )
     assert summary.files[1].name == "metrics.json"
     assert set(files_of(trained)) - set(before), "the files above were new"
+
+
+def test_a_body_that_was_not_seen_is_what_it_was_in_training_whatever_the_protocol(
+    trained: Path,
+) -> None:
+    loaded = load_run(trained, dataset=None, protocol="ntu120-xsub", device="cpu")
+    config = loaded.record.config.data
+    plain = load_split(loaded.dataset, loaded.protocol, "test", config, device=loaded.device)
+    for store, is_copy in ((loaded.store("test"), False), (plain, True)):  # "copy" is NTU120's
+        x = store.batch(store.in_order(), training=False).x  # (N, 2, T, V, C)
+        unseen = x[torch.from_numpy(store.bodies == 1), 1]
+        assert len(unseen)
+        assert bool(unseen.any()) == is_copy
 
 
 def test_scores_that_were_changed_since_are_refused(trained: Path) -> None:

@@ -1,6 +1,7 @@
 """training.models.language_model: loss, scores and texts of a frozen model, against plain forms."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -368,6 +369,16 @@ def test_width_and_identity_are_told_without_loading_a_weight(folders, tmp_path,
     snapshot = tmp_path / "snapshots" / "0123abcd"
     monkeypatch.setattr(language_model_files, "_folder_of", lambda *_, **__: snapshot)
     assert model_identity("some/model") == "some/model@0123abcd"
+
+
+def test_a_models_folder_is_known_by_its_weights_wherever_it_lies(folders, tmp_path):
+    plain = model_identity(str(folders["text"]))
+    copy = tmp_path / "snapshots" / "0123abcd"
+    shutil.copytree(folders["text"], copy)
+    assert model_identity(str(copy)) == plain
+    (weights,) = copy.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert model_identity(str(copy)) != plain
 
 
 def test_the_embedding_scale_is_their_root_mean_square(folders):

@@ -64,6 +64,21 @@ def test_the_error_of_a_run_is_raised_here(recipe: Recipe) -> None:
         train_side_by_side([recipe("right"), wrong], SilentProgress())
 
 
+class OddError(Exception):
+    def __init__(self, *, code: int) -> None:  # pickle would call it without a code
+        super().__init__(f"code {code}")
+
+
+def failing(number: int, progress: Progress) -> None:
+    raise OddError(code=number)
+
+
+def test_an_error_that_cannot_be_pickled_is_told() -> None:
+    with closing(side_by_side(failing, [7], jobs=1)) as events:
+        (event,) = (event for event in events if event.kind == "failed")
+    assert str(event.value) == "OddError: code 7"
+
+
 def visible(number: int, progress: Progress) -> str | None:
     progress.message("begun")
     return os.environ.get("CUDA_VISIBLE_DEVICES")

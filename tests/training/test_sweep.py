@@ -194,13 +194,16 @@ def test_a_table_tells_of_every_commit_and_device_that_trained_its_runs(config: 
     assert "0123abc on H200" in (settings.out / "mine.md").read_text()
 
 
-def test_a_sweep_of_more_streams_replaces_the_ensemble_of_fewer(config: Config) -> None:
+def test_a_sweep_of_more_streams_has_an_ensemble_beside_that_of_fewer(config: Config) -> None:
     text = SWEEP.split("[[rows]]")[0] + '[[rows]]\nname = "hglnet"\n'
-    sweep.run(config(text, streams=("joint", "bone")), SilentProgress())
+    first = sweep.run(config(text, streams=("joint", "bone")), SilentProgress())
     summary = sweep.run(config(text, streams=("joint", "bone", "bone2")), SilentProgress())
-    (sum_,) = summary.ensembles
-    record = json.loads((sum_.folder / "ensemble.json").read_text())
-    assert [member["stream"] for member in record["members"]] == ["joint", "bone", "bone2"]
+    for found, streams in ((first, ["joint", "bone"]), (summary, ["joint", "bone", "bone2"])):
+        (sum_,) = found.ensembles
+        assert sum_.folder.name == f"ensemble-{'+'.join(streams)}-equal-seed0"
+        record = json.loads((sum_.folder / "ensemble.json").read_text())
+        assert [member["stream"] for member in record["members"]] == streams
+        assert {member["trained"] for member in record["members"]} == {"last epoch"}
 
 
 def test_bars_are_escaped_and_long_failures_shortened_in_the_table_but_not_in_json(

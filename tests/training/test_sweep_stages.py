@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from cli.main import app
 from datasets_build.dataset import open_dataset
 from datasets_build.progress import SilentProgress
-from training import evaluate, sweep, train
+from training import evaluate, loop, sweep, train
 from training.build import read_run
 from training.checkpoint import load_weights
 from training.command_config import SweepConfig
 from training.config import TrainConfig
 from training.models.language_model import FrozenLanguageModel
+from training.skeleton_data import Picks, SkeletonStore
 from training.sweep_check import check_sweep
 from training.sweep_plan import SweepPlan, plan_sweep
 from training.sweep_results import Reached, RunResult, SweepSummary
@@ -66,8 +67,10 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], part: str) 
 
 
 def test_table_6_trains_each_strategy_from_the_weights_of_its_stage_before(
-    config: Config, hocslm: dict[str, Any], tmp_path: Path
+    config: Config, hocslm: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # All stages draw alike here, so that T1 and the control can be compared to the last bit.
+    monkeypatch.setattr(loop, "STAGE_KEY", "no such key")
     small = (
         "data.num_frames=8",
         "model.base_channels=4",
@@ -115,6 +118,35 @@ def test_table_6_trains_each_strategy_from_the_weights_of_its_stage_before(
     control = last.config.model_copy(update={"out": tmp_path / "control", "method": method})
     train.run(control, SilentProgress())
     assert same(load_weights(control.out), weights[last.row], "encoder.")
+
+
+def test_each_stage_of_a_chain_draws_anew_and_rows_of_one_stage_draw_alike(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, list[int]] = {}
+    plain = SkeletonStore.shuffled
+
+    def noted(self: SkeletonStore, seed: int, epoch: int) -> Picks:
+        picks = plain(self, seed, epoch)
+        drawn.setdefault(trained[-1], []).append(hash((seed, tuple(picks.index))))
+        return picks
+
+    trained: list[str] = []
+    first = train.run
+
+    def named(config: TrainConfig, progress: Any) -> Any:
+        trained.append(config.out.parent.name)
+        return first(config, progress)
+
+    monkeypatch.setattr(SkeletonStore, "shuffled", noted)
+    monkeypatch.setattr(train, "run", named)
+    row = '[[rows]]\nname = "{}"\ninit_from = "{}"\n'
+    text = CHAIN.split("[[rows]]")[0] + '[[rows]]\nname = "zero"\n'
+    text += row.format("one", "zero") + row.format("beside", "zero") + row.format("two", "one")
+    summary = sweep.run(config(text), SilentProgress())
+    assert not summary.failures
+    assert drawn["one"] == drawn["beside"]
+    assert len({tuple(drawn[name]) for name in ("zero", "one", "two")}) == 3
 
 
 def test_a_row_is_trained_again_with_the_run_it_starts_from_and_else_found(

@@ -38,8 +38,8 @@ class Method(nn.Module, ABC):
         """The loss of one batch; what it draws comes from the generator."""
 
     @abstractmethod
-    def predict(self, batch: SkeletonBatch) -> Tensor | None:
-        """Class scores (N, num_classes), or None where the method does not classify."""
+    def predict(self, batch: SkeletonBatch) -> Tensor:
+        """Class scores (N, num_classes), float32."""
 
     @abstractmethod
     def param_groups(self, optim: OptimConfig) -> list[ParamGroup]:

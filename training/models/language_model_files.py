@@ -91,7 +91,7 @@ def load_model(
     _check_head(name, model)
     if "device_map" not in weights:
         model = model.to(torch.device(device))  # type: ignore[arg-type]
-    if folder.parent.name == "snapshots":
+    if _is_hub_id(source):
         revision = folder.name
     return LoadedModel(model, tokenizer, name, revision, folder, gguf or _made_from(name, folder))
 
@@ -116,7 +116,7 @@ def model_identity(name: str, *, revision: str | None = None) -> str:
     """
     source, gguf = _source_of(name)
     folder = _folder_of(name, source, gguf, revision=revision)
-    if folder.parent.name == "snapshots":
+    if _is_hub_id(source):
         return f"{source}@{folder.name}"
     return weights_sha256(folder, gguf or _made_from(name, folder))
 
@@ -219,6 +219,11 @@ def _folder_of(name: str, source: str, gguf: str | None, *, revision: str | None
     with _explained(name):
         file = cached_file(source, gguf or "config.json", revision=revision)
     return Path(str(file)).parent
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether a source is no folder of the user's, whose files could change."""
+    return not Path(source).is_dir()
 
 
 def _source_of(name: str) -> tuple[str, str | None]:
