@@ -314,8 +314,8 @@ def write_demo_set(
     rows.sort(key=lambda row: str(row["sample_id"]))
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     write_bytes_atomic(folder / TRUTH_NAME, text.encode())
-    verbs = [f"{ACTIONS[i].name},{ACTIONS[i].verb}\n" for i in request.action_ids]
-    write_bytes_atomic(folder / SYNONYMS_NAME, "".join(["class,text\n", *verbs]).encode())
+    verbs = [f"{i},{ACTIONS[i].verb}\n" for i in request.action_ids]
+    write_bytes_atomic(folder / SYNONYMS_NAME, "".join(["action_id,text\n", *verbs]).encode())
     progress.finish()
     return DemoSetSummary(
         folder=folder,

@@ -14,6 +14,7 @@ import pytest
 from datasets_build import synthetic_skeleton
 from datasets_build.joints import NTU_25
 from datasets_build.ntu import read_skeleton
+from datasets_build.protocols import NTU
 from datasets_build.synthetic import (
     ACTIONS,
     Performance,
@@ -28,6 +29,7 @@ from datasets_build.synthetic import (
 from datasets_build.synthetic_motion import FPS
 from datasets_build.synthetic_skeleton import observe, skeleton_text
 from datasets_build.synthetic_view import CAMERA_ANGLES_RAD, colour_pixels
+from datasets_build.text_tables import ClassNames, read_texts
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 CLIPS_EACH = 6
@@ -437,6 +439,11 @@ def test_set_has_videos_skeletons_and_truth_that_agree(small_set):
         assert action_of_caption(row["caption"]) == row["action_id"]
     by_take = {(r["sample_id"][8:], r["caption"]) for r in rows}
     assert len(by_take) == 3
+
+
+def test_the_verbs_of_a_set_are_a_table_of_texts_by_class(small_set):
+    (row,) = read_texts(small_set / "synonyms.csv", ClassNames.of(NTU)).texts
+    assert (row.key, row.text) == (("class", 59), "walk towards")
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(small_set, tmp_path):
