@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -66,16 +67,7 @@ def ensemble(
     with console.progress() as progress:
         summary = run(config, progress)
     if json_output:
-        members = [
-            {
-                "run": m.run,
-                "stream": m.stream,
-                "weight": m.weight,
-                "top1": m.top1,
-                "trained": m.trained,
-            }
-            for m in summary.members
-        ]
+        members = [asdict(member) for member in summary.members]
         searched = summary.validation
         console.print_json(
             {

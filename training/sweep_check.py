@@ -69,16 +69,14 @@ def _check_data(row: str, data: DataConfig, dataset: SkeletonDataset) -> None:
             f"row {row!r} is of {own.folder}, whose skeleton or classes are not those of "
             f"{dataset.folder}; rows of one table need the same"
         )
-    ours, theirs = (
-        read_index(each, each.protocol(data.protocol), "test", view=data.view)
-        for each in (own, dataset)
-    )
-    policies = [each.second_body_for(each.protocol(data.protocol)) for each in (own, dataset)]
+    both = [(each, each.protocol(data.protocol)) for each in (own, dataset)]
+    policies = [each.second_body_for(protocol) for each, protocol in both]
     if policies[0] != policies[1]:
         raise ValueError(
             f"row {row!r} is of {own.folder}, which has {policies[0]!r} for a body that was not "
             f"seen, {dataset.folder} {policies[1]!r}; build both with the same --second-body"
         )
+    ours, theirs = (read_index(each, protocol, "test", view=data.view) for each, protocol in both)
     if ours != theirs:
         num_other = len(dict(ours.items() ^ theirs.items()))
         raise ValueError(
