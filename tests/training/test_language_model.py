@@ -343,6 +343,19 @@ def test_a_bf16_model_takes_float32_prefixes(folders):
     assert len(frozen.generate(prefix, max_new_tokens=3)) == 3
 
 
+def test_attention_below_float32_on_the_cpu_has_the_gradient_of_float32(folders):
+    gradients = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        frozen = FrozenLanguageModel.load(str(folders["text"]), dtype=dtype)
+        decoder, _, _ = frozen.modules_and_head()
+        want = "sdpa" if dtype == torch.float32 else "eager"
+        assert decoder.config._attn_implementation == want
+        prefix = prefixes(frozen).requires_grad_()
+        frozen.caption_loss(prefix, *frozen.tokenize(CAPTIONS, 32)).backward()
+        gradients[dtype] = prefix.grad.flatten()
+    assert torch.cosine_similarity(*gradients.values(), dim=0) > 0.999
+
+
 def test_captions_without_a_real_token_cost_nothing(frozen):
     tokens = torch.zeros(3, 2, dtype=torch.long)
     loss = frozen.caption_loss(prefixes(frozen), tokens, torch.zeros(3, 2, dtype=torch.bool))

@@ -75,6 +75,7 @@ class FrozenLanguageModel:
                 part.training = type(part).__name__ == "Linear4bit"
         if gradient_checkpointing:
             _checkpoint_layers(self._decoder)
+        _choose_attention(self._decoder)
         self._files = replace(loaded, model=None, tokenizer=None)  # a vision tower is let go
         self._tokenizer = tokenizer
         self.width: int = self._embedding.embedding_dim  # type: ignore[assignment]
@@ -291,6 +292,18 @@ def _counts(mask: Tensor) -> np.ndarray:
 def _own_precision(x: Tensor) -> torch.autocast:
     """Autocast off: the frozen weights were loaded in the precision they compute in."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+def _choose_attention(decoder: Any) -> None:
+    """Attention as matrix products on the CPU below float32.
+
+    There the fused one of PyTorch takes five times as long for its gradient, which also lies
+    further from float32's (docs/results.md, "Skeleton-language training").
+    """
+    weight = next(decoder.parameters())
+    is_fused = getattr(decoder.config, "_attn_implementation", None) == "sdpa"
+    if is_fused and weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16):
+        decoder.set_attn_implementation("eager")
 
 
 def _checkpoint_layers(decoder: nn.Module) -> None:
