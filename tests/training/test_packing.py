@@ -40,11 +40,18 @@ def test_each_sequence_is_its_prefix_and_its_caption_but_the_last_token(num_pref
         assert found[n][: num_prefix + max(count - 1, 0)] == prefix + tokens
         assert predicting.get(n, []) == list(range(first[n], first[n] + count))
     assert plan.sequence.tolist() == np.repeat(np.arange(7), num_tokens).tolist()
-    assert len(plan.source) < 7 if shares_rows else len(plan.source) == 7
+    total = (num_prefix + np.maximum(num_tokens, 1) - 1).sum()
+    assert len(plan.source) == (-(-total // plan.source.shape[1]) if shares_rows else 7)
+
+
+def test_rows_are_nearly_full():
+    num_tokens = np.random.default_rng(0).integers(5, 60, 256)
+    plan = pack(num_tokens, 9)
+    assert (9 + num_tokens - 1).sum() / plan.source.size > 0.95
 
 
 @pytest.mark.parametrize("median", [10, 24, 40, 60])
-def test_rows_are_nearly_full(median):
+def test_rows_of_small_batches_are_nearly_full(median):
     rng = np.random.default_rng(0)
     used = slots = 0
     for _ in range(20):

@@ -297,7 +297,7 @@ def _own_precision(x: Tensor) -> torch.autocast:
 def _choose_attention(decoder: Any) -> None:
     """Attention as matrix products on the CPU below float32.
 
-    There the fused one of PyTorch takes five times as long for its gradient, which also lies
+    There the fused one of PyTorch takes several times as long for its gradient, which also lies
     further from float32's (docs/results.md, "Skeleton-language training").
     """
     weight = next(decoder.parameters())
