@@ -185,9 +185,10 @@ class SweepSummary:
     def notes(self) -> list[str]:
         """What a reader of the table must know, a sentence or so each; failures shortened."""
         made = [f"{by.git_commit or 'an unknown commit'} on {by.device}" for by in self.made_by]
+        failed = f", {len(self.failures)} of them failed" if self.failures else ""
         notes = [
             f"Data set {self.dataset}, protocol {self.protocol}; top-1 in %, last epoch; "
-            f"{len(self.runs)} of {len(self.plan.runs)} runs ended.",
+            f"{len(self.runs)} of {len(self.plan.runs)} runs ended{failed}.",
         ]
         if len(self.plan.seeds) > 1:
             notes.append("mean and std are over the seeds (std with n - 1).")

@@ -159,10 +159,11 @@ class ZeroShotSweepSummary:
 
     def notes(self) -> list[str]:
         """What a reader of the table must know, a sentence or so each; failures shortened."""
+        failed = f", {len(self.failures)} of them failed" if self.failures else ""
         notes = [
             f"Data set {self.dataset}, protocol {self.protocol}, language model "
             f"{self.language_model}; {self.num_unseen} of {self.num_classes} classes unseen; "
-            f"{len(self.splits)} of {self.num_planned} splits ended.",
+            f"{len(self.splits)} of {self.num_planned} splits ended{failed}.",
             "Shares of test samples in %, last epoch; std with n - 1 over splits, which share "
             "samples. Plain is the headline; calibrated is less the score under the mean training "
             "prefix.",

@@ -189,7 +189,7 @@ def test_rows_that_start_from_one_that_fails_fail_with_a_sentence_and_are_not_tr
     assert problems["half"] == "it starts from zero, joint, seed 0, which failed"
     assert problems["whole"] == "it starts from half, joint, seed 0, which failed"
     text = (summary.folder / "mine.md").read_text()
-    assert "4 of 4 runs ended" in text
+    assert "4 of 4 runs ended, 3 of them failed." in text
     assert "Failed: whole, joint, seed 0: it starts from half, joint, seed 0, which failed" in text
 
 
