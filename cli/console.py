@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,13 +38,25 @@ out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
+def _pace(num_done: float, elapsed_s: float, unit: str = "") -> str:
+    """Units a second, seconds a unit where one takes longer than that, nothing before the first."""
+    if not num_done or not elapsed_s:
+        return ""
+    rate = num_done / elapsed_s
+    return f"{rate:.1f}{unit}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, from ten minutes on as hours:minutes:seconds."""
+    return f"{seconds:.0f} s" if seconds < 600 else str(timedelta(seconds=round(seconds)))
+
+
 class _RateColumn(ProgressColumn):
-    """Units a second since the stage began."""
+    """The pace since the stage began."""
 
     def render(self, task: Task) -> Text:
         elapsed = task.finished_time if task.finished else task.elapsed
-        rate = task.completed / elapsed if elapsed else 0.0
-        return Text(f"{rate:.1f} {task.fields['unit']}/s", style="cyan")
+        return Text(_pace(task.completed, elapsed or 0.0, f" {task.fields['unit']}"), style="cyan")
 
 
 class _FailureColumn(ProgressColumn):
@@ -140,16 +153,18 @@ class PlainProgress:
     def _print_line(self) -> None:
         self._said = self._done
         elapsed = max(self._clock() - self._begun, 1e-9)
-        rate = self._done / elapsed
         if self._total is None and not self._done:  # a stage that counts nothing
-            err.print(f"{self._stage}: {elapsed:.0f} s", markup=False)
+            err.print(f"{self._stage}: {_duration(elapsed)}", markup=False)
             return
         line = f"{self._stage}: {self._done}"
         if self._total is not None:
             line += f"/{self._total}"
-        line += f" {self._unit}, {rate:.1f}/s, {elapsed:.0f} s"
-        if self._total and rate and self._done < self._total:
-            line += f", {(self._total - self._done) / rate:.0f} s left"
+        line += f" {self._unit}"
+        if self._done:
+            line += f", {_pace(self._done, elapsed)}"
+        line += f", {_duration(elapsed)}"
+        if self._total and 0 < self._done < self._total:
+            line += f", {_duration((self._total / self._done - 1) * elapsed)} left"
         if self._failed:
             line += f", {self._failed} failed"
         if self._note:

@@ -43,8 +43,25 @@ def test_plain_progress_does_not_say_the_same_twice(capsys: pytest.CaptureFixtur
     progress.start("listing", None)
     progress.finish()
     assert capsys.readouterr().err.splitlines() == [
-        "caption: 1/1 samples, 0.1/s, 11 s",
+        "caption: 1/1 samples, 11.0 s each, 11 s",
         "listing: 0 s",
+    ]
+
+
+def test_slow_units_are_told_by_the_seconds_that_one_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    progress = PlainProgress(clock)
+    progress.start("sweep", 45, unit="splits")
+    clock.now += 60.0
+    progress.advance(0, note="epoch 1/5")
+    clock.now += 1940.0
+    progress.advance(5)
+    progress.finish()
+    assert capsys.readouterr().err.splitlines() == [
+        "sweep: 0/45 splits, 60 s, epoch 1/5",
+        "sweep: 5/45 splits, 400.0 s each, 0:33:20, 4:26:40 left, epoch 1/5",
     ]
 
 
