@@ -38,7 +38,7 @@ class Event:
         kind: what it is; every item ends with one "done" or "failed".
         value: "start": units of a stage, 0 where unknown; "advance": units; "message": text;
             "done": what the work returned; "failed": the exception.
-        note: of "advance".
+        note: of "advance"; how far its stage is, where the work gives none.
     """
 
     number: int
@@ -53,13 +53,18 @@ class _Relay:
     def __init__(self, number: int, pipe: Connection) -> None:
         self._number = number
         self._pipe = pipe
+        self._stage, self._of_total, self._done = "", "", 0
 
     def start(self, stage: str, total: int | None, *, unit: str = "samples") -> None:
         """See Progress.start."""
+        of_total = "" if total is None else f"/{total}"
+        self._stage, self._of_total, self._done = stage, f"{of_total} {unit}", 0
         self._pipe.send(Event(self._number, "start", total or 0))
 
     def advance(self, num_done: int = 1, *, num_failed: int = 0, note: str = "") -> None:
         """See Progress.advance."""
+        self._done += num_done
+        note = note or f"{self._stage} {self._done}{self._of_total}"
         self._pipe.send(Event(self._number, "advance", num_done, note))
 
     def message(self, text: str) -> None:

@@ -111,7 +111,7 @@ class _Sweep:
         with closing(side_by_side(measure, left, jobs=jobs, turn=self._turn)) as events:
             for event in events:
                 planned, before = left[event.number], len(self.results)
-                if event.kind == "advance" and event.note:
+                if event.kind == "advance":
                     progress.advance(0, note=f"{planned}: {event.note}")
                 elif event.kind == "message":
                     progress.message(f"{planned}: {event.value}")

@@ -102,7 +102,7 @@ def _measured(
     with closing(side_by_side(measure, plans, jobs=jobs)) as events:
         for event in events:
             plan = plans[event.number]
-            if event.kind == "advance" and event.note:
+            if event.kind == "advance":
                 progress.advance(0, note=f"{plan.name}: {event.note}")
             elif event.kind == "message":
                 progress.message(f"{plan.name}: {event.value}")

@@ -64,6 +64,19 @@ def test_the_error_of_a_run_is_raised_here(recipe: Recipe) -> None:
         train_side_by_side([recipe("right"), wrong], SilentProgress())
 
 
+def asking(number: int, progress: Progress) -> None:
+    progress.start("zero-shot", 464)
+    progress.advance(64)
+    progress.advance(64)
+    progress.advance(0, note="epoch 1/3")
+
+
+def test_work_without_notes_tells_how_far_its_stage_is() -> None:
+    with closing(side_by_side(asking, [7], jobs=1)) as events:
+        notes = [event.note for event in events if event.kind == "advance"]
+    assert notes == ["zero-shot 64/464 samples", "zero-shot 128/464 samples", "epoch 1/3"]
+
+
 class OddError(Exception):
     def __init__(self, *, code: int) -> None:  # pickle would call it without a code
         super().__init__(f"code {code}")
