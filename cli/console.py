@@ -156,20 +156,18 @@ class PlainProgress:
         if self._total is None and not self._done:  # a stage that counts nothing
             err.print(f"{self._stage}: {_duration(elapsed)}", markup=False)
             return
-        line = f"{self._stage}: {self._done}"
-        if self._total is not None:
-            line += f"/{self._total}"
-        line += f" {self._unit}"
-        if self._done:
-            line += f", {_pace(self._done, elapsed)}"
-        line += f", {_duration(elapsed)}"
+        of_total = "" if self._total is None else f"/{self._total}"
+        parts = [
+            f"{self._stage}: {self._done}{of_total} {self._unit}",
+            _pace(self._done, elapsed),
+            _duration(elapsed),
+        ]
         if self._total and 0 < self._done < self._total:
-            line += f", {_duration((self._total / self._done - 1) * elapsed)} left"
+            parts.append(f"{_duration((self._total / self._done - 1) * elapsed)} left")
         if self._failed:
-            line += f", {self._failed} failed"
-        if self._note:
-            line += f", {self._note}"
-        err.print(line, markup=False)
+            parts.append(f"{self._failed} failed")
+        parts.append(self._note)
+        err.print(", ".join(part for part in parts if part), markup=False)
 
 
 @contextmanager
