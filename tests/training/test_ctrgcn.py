@@ -411,7 +411,7 @@ def test_the_forms_for_other_devices_give_the_same_values_and_gradients(monkeypa
         model = small()
         if not is_cpu_form:
             monkeypatch.setattr(frame, "_prefers_convolution", lambda x: False)
-            monkeypatch.setattr(frame, "_is_on_cpu", lambda x: False)
+            monkeypatch.setattr(frame, "is_on_cpu", lambda x: False)
         logits = model(x)
         F.cross_entropy(logits, torch.tensor([0, 3, 6])).backward()
         results.append([logits.detach(), *(p.grad for p in model.parameters())])

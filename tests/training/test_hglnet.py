@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - the name torch's users know
 
 from datasets_build.joints import SKELETONS, skeleton_named
 from training.graph import adjacency
+from training.models import frame, hglnet
 from training.models.hglnet import CTS, DHT, HGLNet
 
 SWITCHES = {
@@ -272,7 +273,10 @@ def test_cts_equals_its_equations_in_float32():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("temporal", ["ltc", "gta", "both"])
 @pytest.mark.parametrize("variant", [{}, {"correlation": "tanh"}, {"is_bounded": False}], ids=str)
-def test_dht_equals_its_equations_with_gradients(stride, temporal, variant):
+@pytest.mark.parametrize("form", ["cpu", "gpu"])
+def test_dht_equals_its_equations_with_gradients(stride, temporal, variant, form, monkeypatch):
+    for module in (frame, hglnet):
+        monkeypatch.setattr(module, "is_on_cpu", lambda x: form == "cpu")
     unit = DHT(16, stride=stride, temporal=temporal, **variant)
     unit = opened(unit).double()
     x = inputs(2, 16, 3, 9)

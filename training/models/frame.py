@@ -47,7 +47,8 @@ def init_map(weight: Tensor, fan_out: int) -> nn.Parameter:
     return nn.Parameter(nn.init.normal_(weight, std=math.sqrt(2.0 / fan_out)))
 
 
-def _is_on_cpu(x: Tensor) -> bool:
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether the forms that are best on the CPU compute x; tests compare them with the others."""
     return x.device.type == "cpu"
 
 
@@ -83,7 +84,7 @@ def pointwise(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
         # Cut first: oneDNN's gradient of a strided 1x1 convolution writes outside its memory (torch
         # 2.15, float32, channels last, few channels).
         x = _EveryFrame.apply(x, stride)
-    if _is_on_cpu(x):
+    if is_on_cpu(x):
         return F.conv2d(x, weight[:, :, None, None])
     return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 

@@ -76,6 +76,7 @@ from training.models.frame import (
     by_subset,
     expanded,
     init_map,
+    is_on_cpu,
     pointwise,
 )
 
@@ -543,7 +544,7 @@ class DHT(nn.Module):
         z = self.project_norm(pointwise(y, self.project)).permute(0, 2, 3, 1)  # (B, V, T, 3*H*d)
         z = z.reshape(B * V, T, 3, H, -1).permute(2, 0, 3, 1, 4)  # (3, B*V, H, T, d)
         d = z.shape[-1]
-        if z.device.type != "cpu" and self.correlation == "softmax":
+        if self.correlation == "softmax" and not is_on_cpu(z):
             q, k, v = z
             mixed = F.scaled_dot_product_attention(q, k, v)  # (B*V, H, T, d)
         else:
