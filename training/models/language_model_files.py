@@ -68,7 +68,6 @@ def load_model(
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
-        AutoTokenizer,
     )
 
     source, gguf = _source_of(name)
@@ -82,7 +81,7 @@ def load_model(
         weights["device_map"] = device_map or {"": torch.device(device)}
     with _explained(name):
         config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = read_tokenizer(source, config, **options)
         has_vision = hasattr(config, "text_config") and hasattr(config, "vision_config")
         auto = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
         with without_bars():
@@ -94,6 +93,20 @@ def load_model(
     if _is_hub_id(source):
         revision = folder.name
     return LoadedModel(model, tokenizer, name, revision, folder, gguf or _made_from(name, folder))
+
+
+def read_tokenizer(source: str, config: Any, **options: Any) -> Any:
+    """The tokenizer of a model, with the end token of its config where it is a GGUF file.
+
+    transformers 5.17 takes the begin token of such a file for its end token, too.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    eos_id = config.get_text_config().eos_token_id
+    if "gguf_file" in options and isinstance(eos_id, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_id)
+    return tokenizer
 
 
 def model_width(name: str, *, revision: str | None = None) -> int:
