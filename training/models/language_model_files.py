@@ -103,9 +103,8 @@ def read_tokenizer(source: str, config: Any, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    eos_id = config.get_text_config().eos_token_id
-    if "gguf_file" in options and isinstance(eos_id, int):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_id)
+    if "gguf_file" in options and isinstance(config.eos_token_id, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     return tokenizer
 
 
