@@ -12,7 +12,6 @@ Ensembles: equal weights, and one rule fixed beforehand, positions 1.5 and motio
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,16 +22,16 @@ from datasets_build.dataset import SkeletonDataset, open_dataset
 from datasets_build.manifest import read_json, sha256_file
 from datasets_build.progress import Progress, SilentProgress
 from training import ensemble, evaluate, train
-from training.checkpoint import ENVIRONMENT_FILE, LAST, MADE_BY, MODEL_FILE, read_request
+from training.checkpoint import LAST, MODEL_FILE, read_request
 from training.command_config import EnsembleConfig, EvaluateConfig, Rule, SweepConfig
 from training.execution import release_memory
-from training.loop import NonFiniteLossError
+from training.run_table import makers, problem_of
 from training.scores import SCORES_SHA256, metrics_file, scores_file
 from training.side_by_side import Turn, refuse_torchrun, side_by_side
 from training.streams import STREAMS, is_motion
 from training.sweep_check import check_sweep
 from training.sweep_plan import PlannedRun, SweepPlan, plan_sweep
-from training.sweep_results import EnsembleResult, MadeBy, Reached, RunResult, SweepSummary
+from training.sweep_results import EnsembleResult, Reached, RunResult, SweepSummary
 
 # How streams are summed, in folder names, and what the table calls it.
 RULES: dict[Rule, str] = {"equal": "sum 1:1", "position-motion": "sum 1.5:1"}
@@ -206,31 +205,21 @@ def measure(planned: PlannedRun, progress: Progress) -> RunResult:
         epochs=trained.epochs,
         train_seconds=trained.seconds,
         samples_per_s=trained.samples_per_s,
-        made_by=_made_by(config.out),
+        made_by=makers(config.out),
     )
 
 
 def _failed(planned: PlannedRun, error: Exception) -> RunResult:
-    is_sentence = isinstance(error, (ValueError, OSError, RuntimeError, NonFiniteLossError))
+    problem = problem_of(error)
     return RunResult(
         planned.row,
         planned.stream,
         planned.seed,
         planned.config.out,
-        problem=str(error) if is_sentence else f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
-        made_by=_made_by(planned.config.out),
+        problem=problem.sentence,
+        traceback=problem.traceback,
+        made_by=makers(planned.config.out),
     )
-
-
-def _made_by(folder: Path) -> tuple[MadeBy, ...]:
-    """The commits and devices of a run's starts, each pair once; empty before the first start."""
-    path = folder / ENVIRONMENT_FILE
-    if not path.is_file():
-        return ()
-    first = read_json(path, made_by=MADE_BY)
-    starts = first.get("starts", [first])
-    return tuple(dict.fromkeys(MadeBy(start["git_commit"], start["device"]) for start in starts))
 
 
 def _scored_before(folder: Path) -> Reached | None:

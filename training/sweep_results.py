@@ -9,16 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets_build.manifest import write_bytes_atomic, write_json
+from training.run_table import MadeBy, failure_notes, makers_notes, markdown_table
 from training.sweep_plan import SweepPlan, SweepRow
-
-_MOST_LETTERS = 160  # of a failure beside the table; our choice: two lines of a terminal
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,6 @@ class Reached:
     top1: float
     top5: float
     mean_class: float
-
-
-@dataclass(frozen=True)
-class MadeBy:
-    """What a start of a training ran.
-
-    Attributes:
-        git_commit: of the source tree; None outside a git checkout.
-        device: "cpu", or the name of the accelerator.
-    """
-
-    git_commit: str | None
-    device: str
 
 
 @dataclass(frozen=True)
@@ -184,7 +169,6 @@ class SweepSummary:
 
     def notes(self) -> list[str]:
         """What a reader of the table must know, a sentence or so each; failures shortened."""
-        made = [f"{by.git_commit or 'an unknown commit'} on {by.device}" for by in self.made_by]
         failed = f", {len(self.failures)} of them failed" if self.failures else ""
         notes = [
             f"Data set {self.dataset}, protocol {self.protocol}; top-1 in %, last epoch; "
@@ -203,15 +187,9 @@ class SweepSummary:
         if len(rows_of := self._rows_by_data()) > 1:
             parts = [f"{folder} for {', '.join(rows)}" for folder, rows in rows_of.items()]
             notes.append(f"Trained on {'; '.join(parts)}; the test samples are the same.")
-        if made:
-            notes.append(f"Trained by {'; '.join(made)}.")
-        for run in self.failures:
-            problem = textwrap.shorten(run.problem, _MOST_LETTERS, placeholder=" ...")
-            notes.append(f"Failed: {run.name}: {problem}")
-        if self.failures:
-            whole = self._file("json").name
-            notes.append(f"The whole of what a failed run said is in {whole}.")
-        return notes
+        notes += makers_notes(self.made_by)
+        problems = ((run.name, run.problem) for run in self.failures)
+        return [*notes, *failure_notes(problems, record=self._file("json"))]
 
     def lines(self) -> list[Line]:
         """The table, row by row: its streams, then its ensembles."""
@@ -339,8 +317,7 @@ class SweepSummary:
 
     def _markdown(self) -> str:
         columns, rows = self.table()
-        marks = ["---", "---", *("---:" for _ in columns[2:])]
-        table = "\n".join(_markdown_line(cells) for cells in (columns, marks, *rows))
+        table = markdown_table(columns, rows, texts=columns[:2])
         return "\n\n".join([f"## {self.plan.title}", table, *self.notes()]) + "\n"
 
     def _csv(self) -> str:
@@ -355,11 +332,6 @@ class SweepSummary:
             cells = [sum_.row, sum_.rule, sum_.seed, *_shares(sum_.reached)]
             writer.writerow([*cells, "", self._place(sum_), ""])
         return out.getvalue()
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
 
 
 def _shares(reached: Reached | None) -> Sequence[float | str]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets_build.manifest import write_bytes_atomic, write_json
+from training.run_table import MadeBy, failure_notes, makers_notes, markdown_table
 from training.zero_shot import KINDS, Shares, ZeroShotResult
 
 FILE_STEM = "zero-shot-sweep"
 NUM_ENDS = 3  # best and worst splits that people are shown first
-_MOST_LETTERS = 160  # of a failure beside the table; our choice: two lines of a terminal
 
 # In the order of the table; chance is "1 / unseen" or "1 / all".
 MEASURES: dict[str, Callable[[Shares], float]] = {
@@ -51,6 +51,7 @@ class SplitResult:
         train_seconds: wall time of the starts that finished its two trainings.
         problem: the sentence of what stopped it; empty where nothing did.
         traceback: where it was stopped.
+        made_by: what trained it, over all starts of both stages.
     """
 
     name: str
@@ -60,6 +61,7 @@ class SplitResult:
     train_seconds: float = 0.0
     problem: str = ""
     traceback: str = ""
+    made_by: tuple[MadeBy, ...] = ()
 
     def __str__(self) -> str:
         names = " + ".join(self.unseen)
@@ -168,12 +170,10 @@ class ZeroShotSweepSummary:
             "samples. Plain is the headline; calibrated is less the score under the mean training "
             "prefix.",
         ]
-        for split in self.failures:
-            problem = " ".join(split.problem.split())
-            if len(problem) > _MOST_LETTERS:
-                problem = problem[:_MOST_LETTERS].rsplit(" ", 1)[0] + " ..."
-            notes.append(f"Failed: {split.name}: {problem}")
-        return notes
+        made_by = dict.fromkeys(by for split in self.splits for by in split.made_by)
+        problems = ((split.name, split.problem) for split in self.failures)
+        record = self.paths()[f"{FILE_STEM}.json"]
+        return [*notes, *makers_notes(made_by), *failure_notes(problems, record=record)]
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -199,6 +199,7 @@ class ZeroShotSweepSummary:
                     "train_seconds": split.train_seconds,
                     "problem": split.problem,
                     "traceback": split.traceback,
+                    "made_by": [asdict(made_by) for made_by in split.made_by],
                     **({} if split.result is None else _shares_json(split.result)),
                 }
                 for split in self.splits
@@ -221,9 +222,9 @@ class ZeroShotSweepSummary:
     def _markdown(self) -> str:
         parts = [f"## Zero-shot by language, {self.num_unseen} unseen classes"]
         for columns, rows in (self.table(), self.split_table()):
-            marks = ["---" if name in ("measure", "score", "unseen classes") else "---:"
-                     for name in columns]  # fmt: skip
-            parts.append("\n".join(_markdown_line(cells) for cells in (columns, marks, *rows)))
+            parts.append(
+                markdown_table(columns, rows, texts=("measure", "score", "unseen classes"))
+            )
         return "\n\n".join([*parts, *self.notes()]) + "\n"
 
     def _csv(self) -> str:
@@ -244,11 +245,6 @@ class ZeroShotSweepSummary:
 def _shares_json(result: ZeroShotResult) -> dict[str, Any]:
     shares = {kind: shares.as_json() for kind, shares in result.shares.items()}
     return {**shares, "num_unseen_samples": result.num_unseen_samples}
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
 
 
 def _percent(value: float | None) -> str:

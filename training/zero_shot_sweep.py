@@ -7,7 +7,6 @@ sweep goes on with the same command; a split that fails stands in the table with
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
@@ -20,7 +19,7 @@ from training.class_sentences import ClassSentences, read_class_sentences
 from training.command_config import ZeroShotSweepConfig
 from training.config import TrainConfig
 from training.execution import release_memory
-from training.loop import NonFiniteLossError
+from training.run_table import MadeBy, makers, problem_of
 from training.side_by_side import refuse_torchrun, side_by_side
 from training.zero_shot_plan import PlannedSplit, plan_splits
 from training.zero_shot_results import SplitResult, ZeroShotSweepSummary
@@ -84,7 +83,9 @@ def measure(plan: PlannedSplit, progress: Progress) -> SplitResult:
         return _failed(plan, error)
     finally:
         release_memory()
-    return SplitResult(plan.name, plan.unseen, plan.score.run, result, seconds)
+    return SplitResult(
+        plan.name, plan.unseen, plan.score.run, result, seconds, made_by=_made_by(plan)
+    )
 
 
 def _measured(
@@ -115,14 +116,19 @@ def _measured(
 
 
 def _failed(plan: PlannedSplit, error: Exception) -> SplitResult:
-    is_sentence = isinstance(error, (ValueError, OSError, RuntimeError, NonFiniteLossError))
+    problem = problem_of(error)
     return SplitResult(
         plan.name,
         plan.unseen,
         plan.score.run,
-        problem=str(error) if is_sentence else f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
+        problem=problem.sentence,
+        traceback=problem.traceback,
+        made_by=_made_by(plan),
     )
+
+
+def _made_by(plan: PlannedSplit) -> tuple[MadeBy, ...]:
+    return tuple(dict.fromkeys(by for stage in plan.stages for by in makers(stage.out)))
 
 
 def _check(plan: PlannedSplit) -> None:

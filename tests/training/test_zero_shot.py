@@ -406,6 +406,12 @@ def test_a_sweep_trains_both_stages_of_every_split_and_goes_on(
     assert trained[:2] == ["A023-A024/stage-zero", "A023-A024/stage-one"]
     assert "1 of 2 splits ended" in (config.out / "zero-shot-sweep.md").read_text()
 
+    # as if the first split's stage one had been trained elsewhere
+    path = config.out / "A023-A024" / "stage-one" / "environment.json"
+    first_environment = json.loads(path.read_text())
+    there = {"git_commit": "0123abc", "device": "H200"}
+    path.write_text(json.dumps({**first_environment, "starts": [there]}))
+
     asked: list[Path] = []
     plain_asking = zero_shot.run
     monkeypatch.setattr(train, "run", plain)
@@ -435,6 +441,10 @@ def test_a_sweep_trains_both_stages_of_every_split_and_goes_on(
     assert (record["chance"]["unseen"], record["chance"]["harmonic"]) == (0.5, 0.25)
     own = json.loads((config.out / record["splits"][1]["folder"] / "zero-shot.json").read_text())
     assert own["plain"] == record["splits"][1]["plain"]
+    here = {key: first_environment[key] for key in ("git_commit", "device")}
+    assert record["splits"][0]["made_by"] == [here, there]
+    assert record["splits"][1]["made_by"] == [here]
+    assert "0123abc on H200" in (config.out / "zero-shot-sweep.md").read_text()
     with (config.out / "zero-shot-sweep.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["split"] for line in lines] == ["A023-A024", "A008-A023"]
@@ -460,7 +470,9 @@ def test_a_split_that_fails_stands_in_the_table_and_the_others_go_on(
     summary = zero_shot_sweep.run(sweep(splits=((8, 10), (23, 24))), SilentProgress())
     assert [split.name for split in summary.failures] == ["A008-A010"]
     assert len(summary.ranked()) == 1
-    assert "Failed: A008-A010: " in (summary.folder / "zero-shot-sweep.md").read_text()
+    text = (summary.folder / "zero-shot-sweep.md").read_text()
+    assert "Failed: A008-A010: FloatingPointError: the loss is not finite" in text
+    assert "is in zero-shot-sweep.json" in text
 
 
 class Messages(SilentProgress):
