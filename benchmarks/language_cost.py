@@ -3,6 +3,7 @@
     python benchmarks/language_cost.py --loss                     # Qwen3's vocabulary, any machine
     python benchmarks/language_cost.py --rate --llm smollm2       # 2 CPU cores: `hoc fetch smollm2`
     python benchmarks/language_cost.py --rate --shape qwen3-4b --device cuda --batch 64
+    python benchmarks/language_cost.py --count --shape qwen3-4b --batch 64 --tokens 40   # no GPU
 
 `--loss` compares the chunked loss with the plain one (all logits, F.cross_entropy): peak memory
 above what was there before, each in a process of its own, and the values.
@@ -15,6 +16,9 @@ each round. Captions are made-up words of lengths spread as captions' are (`--to
 With `--shape qwen3-4b` the model has Qwen3-4B's shape and random weights; with `--tflops` the share
 of the compute limit is told: 2 x (parameters read) x tokens forward and as much for the gradient of
 the inputs; weights get none.
+
+`--count` measures nothing: it runs the language model's part of that step forward on fake tensors
+of a GPU and adds up its weights, what is kept for the gradient, and the products.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +39,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's users know
 from made_up_skeletons import SHAPES  # beside this program
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 from train_speed import cpu_name
 
 from datasets_build.manifest import environment
 from training.build import build_model
 from training.config import ModelConfig, OptimConfig
 from training.methods.hocslm import HocSLMMethod
+from training.models import language_model
 from training.models.caption_loss import caption_loss
 from training.models.language_model import FrozenLanguageModel
 from training.models.language_model_files import LoadedModel
@@ -130,13 +139,19 @@ def frozen_model(args: argparse.Namespace, dtype: torch.dtype) -> FrozenLanguage
         return FrozenLanguageModel.load(args.llm, dtype=dtype, device=args.device)
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    tiny = FrozenLanguageModel.load("tiny")
+    tokenizer = tiny_tokenizer()
     with torch.device(args.device):
         torch.set_default_dtype(dtype)
         model = Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)).eval()
         torch.set_default_dtype(torch.float32)
-    loaded = LoadedModel(model, tiny._tokenizer, "qwen3-4b shape", None, Path(), None)
+    loaded = LoadedModel(model, tokenizer, "qwen3-4b shape", None, Path(), None)
     return FrozenLanguageModel(loaded, gradient_checkpointing=args.gradient_checkpointing)
+
+
+@cache
+def tiny_tokenizer() -> Any:
+    """The bundled model's."""
+    return FrozenLanguageModel.load("tiny")._tokenizer
 
 
 class PlainLanguageModel(FrozenLanguageModel):
@@ -245,11 +260,52 @@ def compare_rates(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+# --- memory and products, counted -----------------------------------------------------------------
+
+
+def count(args: argparse.Namespace) -> dict[str, Any]:
+    """What the loss of one batch with captions of `--tokens` each holds and computes."""
+    num, length = args.batch, args.tokens
+    Tensor.pin_memory = lambda self: self  # type: ignore[method-assign,assignment]
+    language_model._counts = lambda mask: np.full(num, length)  # a fake mask has no values
+    tiny_tokenizer()  # read with values
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = frozen_model(args, DTYPES[args.dtype])
+        model.__dict__["shares_rows"] = True  # tried with values
+        weights = {
+            weight.untyped_storage()._cdata: weight.untyped_storage().nbytes()
+            for module in model.modules_and_head()
+            for weight in module.parameters()
+        }
+        kept: dict[int, int] = {}
+        alive = []  # so that no storage's address is used again
+
+        def keep(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage.nbytes()
+                alive.append(x)
+            return x
+
+        prefix = torch.empty(num, 9, model.width, device=args.device, requires_grad=True)
+        tokens = torch.zeros(num, length, dtype=torch.long, device=args.device)
+        with saved_tensors_hooks(keep, lambda x: x), FlopCounterMode(display=False) as counter:
+            model.caption_loss(prefix, tokens, torch.ones(num, length, dtype=torch.bool))
+    forward = counter.get_total_flops()  # the head's gradient included
+    head = 2 * num * length * model.modules_and_head()[2].weight.numel()
+    return {
+        "weights GB": round(sum(weights.values()) / 1e9, 1),
+        "kept for the gradient GB": round(sum(kept.values()) / 1e9, 1),
+        "TFLOP a step": round((2 * forward - 2 * head) / 1e12, 1),
+    }
+
+
 def main() -> None:
     """Parse, measure, print a line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--loss", action="store_true")
     parser.add_argument("--rate", action="store_true")
+    parser.add_argument("--count", action="store_true")
     parser.add_argument("--llm", default="smollm2")
     parser.add_argument("--shape", choices=["qwen3-4b"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -272,6 +328,9 @@ def main() -> None:
         told["gpu"] = torch.cuda.get_device_name()
     if args.loss:
         told["loss"] = compare_losses(args)
+    if args.count:
+        args.device = "cuda"
+        told["count"] = count(args)
     if args.rate:
         told["rate"] = compare_rates(args)
     print(json.dumps(told))
