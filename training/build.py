@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from datasets_build.bodies import SecondBody
-from datasets_build.dataset import ClassEntry, SkeletonDataset
+from datasets_build.dataset import DATASET_FILE, ClassEntry, SkeletonDataset, open_dataset
 from datasets_build.joints import Skeleton, skeleton_from_json
 from datasets_build.manifest import read_json
 from datasets_build.nearest import did_you_mean
@@ -102,6 +102,22 @@ class RunRecord:
                 f"since (now: {protocol.rule}), so that a test sample may be one it was trained "
                 "on; bring the old rule back (the new one under another name) or train again"
             )
+
+    def open_dataset(self, other: Path | None = None) -> SkeletonDataset:
+        """The data set to be read: `other`, or without one that which the run was trained on.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: see datasets_build.dataset.open_dataset.
+        """
+        own = self.config.data.dataset
+        if other is None and not (own / DATASET_FILE).is_file():
+            raise FileNotFoundError(
+                f"the data set that {self.folder} was trained on is not at {own.absolute()}; start "
+                "from the folder that the run was started from, or say with --data where it lies "
+                "now"
+            )
+        return open_dataset(other or own)
 
     def check_dataset(self, dataset: SkeletonDataset) -> None:
         """Refuse a data set of another skeleton, other classes or another class order.

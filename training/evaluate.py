@@ -173,7 +173,7 @@ def load_run(
         label = LAST_EPOCH
         if saved.epoch != planned:
             label = f"unfinished run: {saved.epoch} of {planned} epochs are done"
-    data = open_dataset(dataset or record.config.data.dataset)
+    data = record.open_dataset(dataset)
     record.check_dataset(data)
     own_name = record.config.data.protocol
     chosen = data.protocol(protocol or own_name)

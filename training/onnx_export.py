@@ -9,6 +9,7 @@ the input of a recording is SkeletonModel.prepare; `hoc export --format inputs` 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,9 @@ def _program(model: SkeletonModel) -> Any:
     """
     x = example_clips(model, _EXAMPLE_BATCH)
     shapes = ({0: torch.export.Dim("N", min=1)},)
+    chatter = logging.getLogger("onnx_ir")  # a line for every empty list of the exporter's own
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
     try:
         with torch.no_grad():
             # Traced here: torch.onnx.export alone falls back to a constant N without a word.
@@ -176,6 +180,8 @@ def _program(model: SkeletonModel) -> Any:
             )
     except RuntimeError as error:  # what both raise; its cause lies below
         raise ValueError(f"this model cannot be written as ONNX: {_cause(error)}") from error
+    finally:
+        chatter.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

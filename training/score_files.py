@@ -24,7 +24,7 @@ import numpy as np
 
 from datasets_build import ctrgcn, pyskl, schema
 from datasets_build.ctrgcn_samples import original_order
-from datasets_build.dataset import SkeletonDataset, open_dataset
+from datasets_build.dataset import SkeletonDataset
 from datasets_build.manifest import replaced_file
 from datasets_build.npz_files import ExportSummary
 from datasets_build.pickles import pickled, read_pickle
@@ -132,7 +132,7 @@ def _read_scored(run: Path, split: Part, dataset: Path | None) -> _Scored:
         )
     found = read_evaluation(run, split)
     metrics = found.record
-    opened = open_dataset(dataset or record.config.data.dataset)
+    opened = record.open_dataset(dataset)
     if opened.fingerprint != metrics["dataset_fingerprint"]:
         raise ValueError(
             f"{scores_file(run, split)} holds scores of {metrics['dataset']}, fingerprint "

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from datasets_build.dataset import SkeletonDataset, open_dataset
+from datasets_build.dataset import SkeletonDataset
 from datasets_build.manifest import read_json, sha256_file, write_json
 from datasets_build.progress import Progress
 from training.build import RunRecord
@@ -231,7 +231,7 @@ def _mean_prefix(loaded: LoadedRun, method: HocSLMMethod, progress: Progress) ->
     """
     record, source = loaded.record, loaded.dataset
     if source.fingerprint != record.dataset_fingerprint:
-        source = open_dataset(record.config.data.dataset)
+        source = record.open_dataset()
     protocol = source.protocol(record.config.data.protocol)
     record.check_protocol(protocol)
     train = replace(loaded, dataset=source, protocol=protocol).store("train")

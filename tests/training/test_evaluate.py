@@ -324,6 +324,25 @@ def test_a_folder_that_is_no_run_says_which_command_makes_one(tmp_path: Path) ->
         evaluate.run(EvaluateConfig(run=tmp_path), SilentProgress())
 
 
+def test_a_run_whose_data_set_is_not_where_it_was_says_so_and_takes_it_from_elsewhere(
+    recipe: Callable[..., TrainConfig],
+    make_dataset: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_dataset(Path("data"))
+    config = recipe(data={"dataset": Path("data")}, loop={"epochs": 1})
+    train.run(config, SilentProgress())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = CliRunner().invoke(app, ["evaluate", str(config.out)])
+    assert done.exit_code == 2
+    assert f"was trained on is not at {tmp_path / 'elsewhere' / 'data'}; " in done.stderr
+    arguments = ["evaluate", str(config.out), "--data", "../data", "--json"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
 def test_scores_that_are_not_there_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="hoc evaluate"):
         read_scores(tmp_path / "scores-test.parquet")
