@@ -265,6 +265,7 @@ def compare_rates(args: argparse.Namespace) -> dict[str, Any]:
 
 def count(args: argparse.Namespace) -> dict[str, Any]:
     """What the loss of one batch with captions of `--tokens` each holds and computes."""
+    args = argparse.Namespace(**vars(args) | {"device": "cuda"})
     num, length = args.batch, args.tokens
     Tensor.pin_memory = lambda self: self  # type: ignore[method-assign,assignment]
     language_model._counts = lambda mask: np.full(num, length)  # a fake mask has no values
@@ -291,12 +292,13 @@ def count(args: argparse.Namespace) -> dict[str, Any]:
         tokens = torch.zeros(num, length, dtype=torch.long, device=args.device)
         with saved_tensors_hooks(keep, lambda x: x), FlopCounterMode(display=False) as counter:
             model.caption_loss(prefix, tokens, torch.ones(num, length, dtype=torch.bool))
-    forward = counter.get_total_flops()  # the head's gradient included
     head = 2 * num * length * model.modules_and_head()[2].weight.numel()
+    layers = counter.get_total_flops() - 2 * head  # the head's gradient is formed with its logits
+    passes = 3 if args.gradient_checkpointing else 2
     return {
         "weights GB": round(sum(weights.values()) / 1e9, 1),
         "kept for the gradient GB": round(sum(kept.values()) / 1e9, 1),
-        "TFLOP a step": round((2 * forward - 2 * head) / 1e12, 1),
+        "TFLOP a step": round((passes * layers + 2 * head) / 1e12, 1),
     }
 
 
@@ -320,6 +322,8 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--tflops", type=float, help="the device's limit, for the share")
     args = parser.parse_args()
+    if args.count and args.shape is None:
+        parser.error("--count is for a model without weights; give --shape")
     if args.threads:
         torch.set_num_threads(args.threads)
     told = {"settings": vars(args).copy(), "cpu": cpu_name()}
@@ -329,7 +333,6 @@ def main() -> None:
     if args.loss:
         told["loss"] = compare_losses(args)
     if args.count:
-        args.device = "cuda"
         told["count"] = count(args)
     if args.rate:
         told["rate"] = compare_rates(args)

@@ -113,9 +113,9 @@ class RunRecord:
         own = self.config.data.dataset
         if other is None and not (own / DATASET_FILE).is_file():
             raise FileNotFoundError(
-                f"the data set that {self.folder} was trained on is not at {own.absolute()}; start "
-                "from the folder that the run was started from, or say with --data where it lies "
-                "now"
+                f"the data set that {self.folder} was trained on is not at {own.absolute()}; bring "
+                "it back, start from the folder that the run was started from, or give it where it "
+                "lies now with --data"
             )
         return open_dataset(other or own)
 

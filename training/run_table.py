@@ -31,26 +31,11 @@ class MadeBy:
     device: str
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What stopped a run.
-
-    Attributes:
-        sentence: what it said.
-        traceback: where it was stopped.
-    """
-
-    sentence: str
-    traceback: str
-
-
-def problem_of(error: Exception) -> Problem:
-    """An error as a table shows it: our own sentences bare, others with the name of their class."""
+def problem_of(error: Exception) -> tuple[str, str]:
+    """What stopped a run, and its traceback: our own sentences bare, others with their class."""
     is_sentence = isinstance(error, (ValueError, OSError, RuntimeError, NonFiniteLossError))
-    return Problem(
-        sentence=str(error) if is_sentence else f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
-    )
+    problem = str(error) if is_sentence else f"{type(error).__name__}: {error}"
+    return problem, "".join(traceback.format_exception(error))
 
 
 def makers(folder: Path) -> tuple[MadeBy, ...]:

@@ -210,14 +210,14 @@ def measure(planned: PlannedRun, progress: Progress) -> RunResult:
 
 
 def _failed(planned: PlannedRun, error: Exception) -> RunResult:
-    problem = problem_of(error)
+    problem, traceback = problem_of(error)
     return RunResult(
         planned.row,
         planned.stream,
         planned.seed,
         planned.config.out,
-        problem=problem.sentence,
-        traceback=problem.traceback,
+        problem=problem,
+        traceback=traceback,
         made_by=makers(planned.config.out),
     )
 

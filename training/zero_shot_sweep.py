@@ -116,13 +116,13 @@ def _measured(
 
 
 def _failed(plan: PlannedSplit, error: Exception) -> SplitResult:
-    problem = problem_of(error)
+    problem, traceback = problem_of(error)
     return SplitResult(
         plan.name,
         plan.unseen,
         plan.score.run,
-        problem=problem.sentence,
-        traceback=problem.traceback,
+        problem=problem,
+        traceback=traceback,
         made_by=_made_by(plan),
     )
 
